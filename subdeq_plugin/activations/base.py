@@ -1,0 +1,199 @@
+"""What an activation is: a scalar function, a shift, a power, and the degrees proven for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from flint import arb, ctx
+from torch import Tensor
+
+from ..degrees import POSITIVE, Degree, Interval, Piece, enclose_range, prove_ratio
+from ..degrees.jets import Jet
+from ..degrees.rules import power as power_rule
+from ..errors import DegreeError, DomainError, OptionError, unknown_name
+
+__all__ = ["Activation", "ScalarFunction", "activation_names", "lookup", "store"]
+
+
+@dataclass(frozen=True)
+class ScalarFunction:
+    """A locally Lipschitz scalar function `s`, applied entrywise.
+
+    Attributes:
+        name: how users ask for it.
+        value: `s` on tensors of any shape.
+        derivative: `s'` on tensors; at a kink, any element of Clarke's subdifferential.
+        pieces: `s` again, as smooth pieces that interval arithmetic can enclose.
+        concave_like: a lemma, proven in the docstring of the function's definition: `s >= 0` and `t s'(t) <= s(t)`
+            for `t > 0`. It makes `mu_+ <= 1` for every shift >= 0, attained or not.
+        nondecreasing: a lemma as well; where False, the proof itself may still find it out.
+        accurate: whether `value` is accurate to 32 units in the last place in float64, as torch's own functions are;
+            where False, error bounds evaluate the pieces in ball arithmetic instead.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    pieces: tuple[Piece, ...]
+    concave_like: bool = False
+    nondecreasing: bool = False
+    accurate: bool = True
+
+
+_REGISTRY: dict[str, ScalarFunction] = {}
+
+
+def store(function: ScalarFunction) -> ScalarFunction:
+    """Add a scalar function under its name; a name is never overwritten.
+
+    Raises:
+        OptionError: the name is taken, or is not an identifier.
+    """
+    if not function.name.isidentifier():
+        raise OptionError(f"an activation's name must be an identifier, got {function.name!r}.")
+    if function.name in _REGISTRY:
+        raise OptionError(f"activation {function.name!r} is already registered; choose another name.")
+    _REGISTRY[function.name] = function
+    return function
+
+
+def lookup(name: str) -> ScalarFunction:
+    """The scalar function called `name`.
+
+    Raises:
+        OptionError: there is none; the message names the nearest one.
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("activation", name, _REGISTRY)
+    return _REGISTRY[name]
+
+
+def activation_names() -> tuple[str, ...]:
+    """The registered names, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+@lru_cache(maxsize=1024)
+def _shifted_degree(function: ScalarFunction, shift: float, domain: Interval) -> Degree:
+    """The degree of `s + shift` on `domain`, by proof or by lemma."""
+    what = f"{function.name}(t) + {shift:.8g}"
+    lemma = function.concave_like and shift >= 0 and domain in POSITIVE
+    at_most_one = Degree(1.0, domain, (f"{what}: t s'(t) <= s(t) for t > 0, so degree 1",), function.nondecreasing)
+    if lemma and shift == 0 and float(function.value(torch.zeros(()))) == 0:
+        return at_most_one  # the ratio is 0/0 at the origin: interval arithmetic cannot improve on the lemma
+    proof = prove_ratio(
+        function.pieces, shift, domain, name=function.name, ceiling=1.0 if lemma else math.inf
+    )
+    if lemma and proof.bound >= 1:
+        return at_most_one
+    return Degree(
+        proof.bound,
+        proof.domain,
+        (f"{what}: |t s'(t)| / (s(t) + shift) <= {proof.bound:.10g} for {proof.domain}, by interval arithmetic",),
+        function.nondecreasing or proof.nondecreasing,
+    )
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`t -> (s(t) + shift) ** power`, entrywise, with `s` one of the registered scalar functions.
+
+    Args:
+        name: of the scalar function; see `activation_names()`.
+        shift: added to it; must make it positive where the layer uses it.
+        power: nonzero exponent.
+
+    Raises:
+        OptionError: unknown name, or a shift or power that is not finite, or power 0.
+
+    The shift and the power are the two ways in which the paper (Sittoni and Tudisco, ICML 2024, section 5) makes an
+    activation subhomogeneous of a small degree.
+    """
+
+    name: str
+    shift: float = 0.0
+    power: float = 1.0
+    function: ScalarFunction = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", lookup(self.name))
+        for option in ("shift", "power"):
+            number = getattr(self, option)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise OptionError(f"{option} must be a finite number, got {number!r}.")
+            object.__setattr__(self, option, float(number))
+        if self.power == 0:
+            raise OptionError("power must not be 0: the layer would not depend on its state.")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """The activation of `t`, any shape and floating dtype."""
+        base = self.function.value(t)
+        if self.shift != 0:
+            base = base + self.shift
+        return base if self.power == 1 else base**self.power
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """Its derivative at `t`, the same shape; at a kink, an element of Clarke's subdifferential."""
+        slope = self.function.derivative(t)
+        if self.power == 1:
+            return slope
+        base = self.function.value(t) + self.shift
+        return self.power * base ** (self.power - 1) * slope
+
+    def degree(self, domain: Interval = POSITIVE) -> Degree:
+        """The proven bound of `sup |t a'(t)| / a(t)` over `domain`, for this activation `a`.
+
+        Over `POSITIVE` it is `mu_+`, the constant for nonnegative weights; over `REALS` it is `mu_R`.
+
+        Raises:
+            DegreeError: the activation is not positive on the domain, or its degree is unbounded or not provable.
+        """
+        degree = _shifted_degree(self.function, self.shift, domain)
+        return degree if self.power == 1 else power_rule(degree, self.power)
+
+    def supremum(self, edge: float) -> float:
+        """An upper bound of the activation over `0 < t <= edge`, for `edge >= 1`; infinite where none was found.
+
+        Up to 1 by enclosure; beyond it by the degree: `|ln a(t) - ln a(1)| <= mu ln t`.
+        """
+        low, high = enclose_range(self.function.pieces, self.shift, 0.0, 1.0)
+        ends = [end**self.power for end in (low, high) if end > 0]
+        if len(ends) < 2 or not all(map(math.isfinite, ends)):
+            return math.inf
+        growth = edge ** min(1.0, self.degree().bound) if self.degree().bound < 1 else math.inf
+        return max(ends) * growth * (1 + 1e-9)
+
+    def reference(self, t: Tensor) -> Tensor:
+        """The activation of a float64 tensor, with `s` accurate to 32 units in the last place."""
+        if self.function.accurate:
+            return self(t)
+        with ctx.workprec(96):
+            values = [self._enclosed(at) for at in t.flatten().tolist()]
+        base = torch.tensor(values, dtype=t.dtype).reshape(t.shape) + self.shift
+        return base**self.power
+
+    def _enclosed(self, at: float) -> float:
+        for piece in self.function.pieces:
+            if at <= piece.hi:
+                return float(piece.expression(Jet.variable(arb(at))).value.mid())
+        return math.nan
+
+    def require_positive(self, domain: Interval = POSITIVE) -> None:
+        """Refuse an activation that is not positive on `domain`.
+
+        Raises:
+            DomainError: with the argument at which it fails.
+        """
+        if self.function.concave_like and self.shift >= 0 and domain in POSITIVE:
+            return
+        try:
+            _shifted_degree(self.function, self.shift, domain)
+        except DegreeError as error:
+            raise DomainError(
+                f"shift={self.shift!r} leaves activation {self.name!r} without a proof that it is positive for "
+                f"{domain}: {error}"
+            ) from error

@@ -1,0 +1,32 @@
+"""The certificate as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Certificate
+
+__all__ = ["describe"]
+
+
+def _number(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+def describe(certificate: Certificate) -> str:
+    """Verdict first, then the scope, then every check."""
+    if certificate.unique:
+        head = (
+            f"PROVEN: exactly one fixed point (theorem {certificate.theorem}); one step shrinks the "
+            f"{certificate.metric} distance by at least {certificate.rate:.6g} (degree mu = {certificate.mu:.6g})."
+        )
+    else:
+        head = "NOT PROVEN: this says nothing about uniqueness either way."
+    lines = [head, f"Scope: {certificate.scope}"]
+    for check in certificate.checks:
+        mark = "ok" if check.passed else "NO"
+        lines.append(f"  [{mark}] {check.name}: {_number(check.value)} (must be {check.threshold})")
+        if not check.passed:
+            lines.append(f"       {check.reason}")
+    return "\n".join(lines)

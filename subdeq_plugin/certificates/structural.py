@@ -1,0 +1,271 @@
+"""The structural certificate: theorems A and B, with every hypothesis checked on the actual weights.
+
+A. `F` maps the open positive orthant into itself with strong degree `mu < 1`: it is a `mu`-contraction in Thompson's
+   metric, in which the orthant is complete.
+B. `G = F / phi(F)` with a p-norm `phi`. With one norm over the whole state and `F` order-preserving, `G` is a
+   `mu`-contraction in Hilbert's metric on the slice `phi = 1`, which is complete in it; `mu < 1` suffices. Otherwise
+   `G` is a `2 mu`-contraction in Thompson's metric, and `mu < 1/2` is needed.
+
+Sources: Sittoni and Tudisco, ICML 2024 (arXiv:2403.00720), theorem 4.1; Lemmens and Nussbaum 2012, section 2.
+For `W >= 0` and `b >= 0` the argument of the activation is `t >= (W z)_i > 0`, so its degree over `t > 0` counts.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..degrees import POSITIVE, Degree
+from ..degrees.rules import add_constant, compose, linear, round_up
+from ..errors import DegreeError, OptionError
+from ..layers import BoundMap, Structure, SubhomLayer
+from .base import Certificate, Check, smallest, snapshot
+
+__all__ = ["certify"]
+
+# Without an input, a layer whose activation is proven only in the range of a double is certified for injections up to:
+_ASSUMED_INJECTION = 1e300
+
+
+def certify(target: nn.Module | BoundMap, x: Any = None) -> Certificate:
+    """Prove that the fixed point of a layer exists and is unique, or say what is missing.
+
+    Args:
+        target: a subhomogeneous layer, a module that contains exactly one, or a `BoundMap`.
+        x: the layer's input. Without it the certificate covers every input; with it, the input's actual injection is
+            checked, and the certificate holds for these samples.
+
+    Returns:
+        A `Certificate`; `unique` is True only if every hypothesis of the theorem was verified on the actual weights.
+
+    Raises:
+        OptionError: the target contains no subhomogeneous layer, or several; or an input was given for a `BoundMap`.
+        ShapeError: `x` does not fit the layer.
+    """
+    if isinstance(target, BoundMap):
+        if x is not None:
+            raise OptionError("x was given, but a BoundMap has its input already; leave x out.")
+        return _certify_bound(target, None)
+    layer = _only_layer(target)
+    if x is None:
+        return _certify_layer(layer)
+    with torch.no_grad():
+        return _certify_bound(layer.bind(x), layer)
+
+
+def _only_layer(target: object) -> SubhomLayer:
+    if not isinstance(target, nn.Module):
+        raise OptionError(f"target must be a layer, a module with one, or a BoundMap, got {type(target).__name__}.")
+    layers = [module for module in target.modules() if isinstance(module, SubhomLayer)]
+    if len(layers) != 1:
+        raise OptionError(
+            f"target must contain exactly one subhomogeneous layer, {type(target).__name__} contains {len(layers)}; "
+            "certify each layer by itself."
+        )
+    return layers[0]
+
+
+def _certify_layer(layer: SubhomLayer) -> Certificate:
+    with torch.no_grad():
+        structure = layer.structure()
+    checks = [*_weight_checks(structure), *_injection_checks_unseen(layer)]
+    assumed = layer.activation.function.accurate
+    scope = "every input x with a finite injection, every state z > 0"
+    if not assumed:
+        scope = f"every input x whose injection stays below {_ASSUMED_INJECTION:g}, every state z > 0 in range"
+    return _conclude(
+        checks,
+        layer.activation,
+        layer.normalizer,
+        structure.row_sum,
+        _ASSUMED_INJECTION,
+        scope,
+        layer,
+        None,
+    )
+
+
+def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
+    operator = bound.operator
+    structure = Structure(operator.coefficients(), operator.zero_row(bound.state_shape), operator.row_sum())
+    injections = {"inside": bound.inner, "outside": bound.outer}
+    checks = [*_weight_checks(structure)]
+    for place, injected in injections.items():
+        if injected is not None:
+            checks.append(_injection_check(place, injected))
+    largest = max((float(part.abs().max()) for part in injections.values() if part is not None), default=0.0)
+    shape = None if bound.state_shape is None else tuple(bound.state_shape)
+    scope = "the bound input" + (f", state of shape {shape}" if shape else "") + "; every state z > 0"
+    return _conclude(
+        checks, bound.activation, bound.normalizer, structure.row_sum, largest, scope, layer, snapshot(bound)
+    )
+
+
+def _weight_checks(structure: Structure) -> list[Check]:
+    parts = tuple(part for part in structure.coefficients if part.numel())
+    checks = []
+    if parts:
+        bad = sum(int((~part.isfinite()).sum()) for part in parts)
+        checks.append(
+            Check(
+                "weights are finite",
+                float(bad),
+                "0 entries with NaN or infinity",
+                bad == 0,
+                "" if bad == 0 else f"{bad} weights are NaN or infinite; the layer defines no map.",
+            )
+        )
+        least = smallest(parts)
+        checks.append(
+            Check(
+                "weights are nonnegative",
+                least,
+                ">= 0",
+                least >= 0,
+                ""
+                if least >= 0
+                else f"the smallest weight is {least:.6g}: for signed weights |W| z is not bounded by |W z|, and the "
+                'degree of the activation proves nothing; use weight="nonneg".',
+            )
+        )
+    checks.append(
+        Check(
+            "no row of the linear part is zero",
+            structure.zero_row or "none",
+            "none",
+            not structure.zero_row,
+            f"zero row: {structure.zero_row}; the linear part does not map the open cone into itself."
+            if structure.zero_row
+            else "",
+        )
+    )
+    return checks
+
+
+def _injection_check(place: str, injected: Tensor) -> Check:
+    least = float(injected.detach().min())
+    finite = bool(injected.isfinite().all())
+    passed = finite and least >= 0
+    if not finite:
+        rows = (~injected.isfinite()).reshape(injected.shape[0], -1).any(dim=1).nonzero().flatten().tolist()
+        reason = f"the injection {place} the activation is NaN or infinite for samples {rows[:10]}; clean the input."
+    elif least < 0:
+        reason = (
+            f"the injection {place} the activation goes down to {least:.6g}; a negative one can create several fixed "
+            'points. Use injection_map="relu", or make the injected term nonnegative.'
+        )
+    else:
+        reason = ""
+    return Check(f"injection {place} the activation is finite and nonnegative", least, ">= 0", passed, reason)
+
+
+def _injection_checks_unseen(layer: SubhomLayer) -> list[Check]:
+    place, kind = layer.injection_place, layer.injection_map
+    by_construction = kind != "identity"
+    bad = sum(int((~parameter.isfinite()).sum()) for parameter in layer.injection.parameters())
+    return [
+        Check(
+            f"injection {place} the activation is nonnegative",
+            f"injection_map={kind!r}",
+            "nonnegative by construction",
+            by_construction,
+            ""
+            if by_construction
+            else f"injection_map={kind!r} may inject negative numbers {place} the activation; pass x to check the "
+            'actual ones, or use injection_map="relu".',
+        ),
+        Check(
+            "injection's parameters are finite",
+            float(bad),
+            "0 entries with NaN or infinity",
+            bad == 0,
+            "" if bad == 0 else f"{bad} parameters of the injection are NaN or infinite.",
+        ),
+    ]
+
+
+def _conclude(
+    checks: list[Check],
+    activation: Any,
+    normalizer: Any,
+    row_sum: float | None,
+    injection: float,
+    scope: str,
+    layer: SubhomLayer | None,
+    bound: BoundMap | None,
+) -> Certificate:
+    """Add the degree and the contraction to the checks, and draw the conclusion."""
+    theorem = "A" if normalizer is None else "B"
+    hypotheses = all(check.passed for check in checks)
+    mu = rate = metric = None
+    try:
+        degree = add_constant(compose(_extended(activation.degree(POSITIVE)), linear()), 0.0)
+    except DegreeError as error:
+        checks.append(Check("activation has a proven degree for t > 0", "none", "finite", False, str(error)))
+    else:
+        mu = degree.bound
+        checks.append(Check("activation has a proven degree for t > 0", mu, "finite", True))
+        rate, metric, name = _contraction(degree, normalizer)
+        remedy = "raise shift, or lower power"
+        checks.append(
+            Check(
+                name,
+                rate,
+                "< 1",
+                rate < 1,
+                "" if rate < 1 else f"the proven factor is {rate:.6g}, not below 1; {remedy}.",
+            )
+        )
+        reach = activation.degree(POSITIVE).domain.hi
+        if reach < POSITIVE.hi:
+            checks.append(_range_check(activation, row_sum, injection, reach))
+    unique = all(check.passed for check in checks)
+    return Certificate(
+        unique=unique,
+        theorem=theorem if unique else None,
+        mu=mu if hypotheses else None,
+        rate=rate if unique else None,
+        metric=metric if unique else None,
+        scope=scope,
+        checks=tuple(checks),
+        _layer=layer,
+        _bound=bound,
+    )
+
+
+def _extended(degree: Degree) -> Degree:
+    """A degree proven up to the range of a double, taken as one for all `t > 0`: `_range_check` justifies it."""
+    return Degree(degree.bound, POSITIVE, degree.provenance, degree.order_preserving)
+
+
+def _contraction(degree: Degree, normalizer: Any) -> tuple[float, str, str]:
+    """The factor of one step, its metric, and the name of the check."""
+    if normalizer is None:
+        return degree.bound, "thompson", "contraction in Thompson's metric: mu"
+    if normalizer.whole_state and degree.order_preserving:
+        return degree.bound, "hilbert", "contraction in Hilbert's metric on the slice: mu"
+    why = "norm per group" if not normalizer.whole_state else "not order-preserving"
+    return round_up(2 * Fraction(degree.bound)), "thompson", f"contraction in Thompson's metric ({why}): 2 mu"
+
+
+def _range_check(activation: Any, row_sum: float | None, injection: float, reach: float) -> Check:
+    """`{z > 0 : W z + b <= reach}` is log-convex; it must be invariant when the degree ends at `reach`.
+
+    The normalised state has entries of at most 1, hence the maximum with 1.
+    """
+    if row_sum is None:
+        top = float("inf")
+    else:
+        image = max(1.0, activation.supremum(reach) + injection)
+        top = (row_sum * image + injection) * (1 + 1e-9)
+    passed = top <= reach
+    return Check(
+        "arguments of the activation stay where its degree is proven",
+        top,
+        f"<= {reach:.6g}",
+        passed,
+        "" if passed else "the arguments may leave the range of a double; scale the weights down, or certify with x.",
+    )

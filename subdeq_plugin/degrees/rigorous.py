@@ -1,0 +1,241 @@
+"""Proofs of `sup |t s'(t)| / (s(t) + shift)` by interval branch and bound.
+
+Nothing here samples: every number returned is an upper bound that ball arithmetic has proven for all real arguments
+of the domain, and every refusal says where the proof breaks.
+
+Method: best-first branch and bound (E. Hansen, G. W. Walster, *Global Optimization Using Interval Analysis*, 2004)
+with the mean-value form, which makes the overestimation quadratic in the width of a box.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flint import arb, ctx
+
+from ..errors import DegreeError
+from .degree import Interval
+from .jets import Jet
+
+__all__ = ["FLOAT_RANGE", "Piece", "ScalarProof", "enclose_range", "prove_ratio"]
+
+# Without a lemma for the tail, a proof covers what a double can hold: 2**-1022 to 2**1022 and their negatives.
+FLOAT_RANGE = 2.0**1022
+_SMALLEST = 2.0**-1022
+_CENTRE = 2.0**6  # below it plain bisection works well; beyond it the boxes double in size
+_BITS = 96
+_MAX_BOXES = 10_000
+
+Expression = Callable[[Jet], Jet]
+# tail(T, shift) bounds |t s'(t)| / (s(t) + shift) over all |t| >= T on its side, T >= 64.
+Tail = Callable[[arb, arb], arb]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A smooth piece of a scalar function.
+
+    Attributes:
+        lo, hi: its ends, possibly infinite.
+        expression: the function on this piece, written for `Jet` (and, with the same method names, for tensors).
+        tail: for a piece that reaches infinity, a bound proven on paper; None leaves the tail outside the proof.
+    """
+
+    lo: float
+    hi: float
+    expression: Expression
+    tail: Tail | None = None
+
+
+@dataclass(frozen=True)
+class ScalarProof:
+    """`bound` holds for every `t` of `domain`; `nondecreasing` was proven on it too."""
+
+    bound: float
+    domain: Interval
+    nondecreasing: bool
+
+
+def _ball(lo: float, hi: float) -> arb:
+    return arb(lo).union(arb(hi))
+
+
+def _up(value: arb) -> float:
+    """A float that is not below any number in the ball."""
+    upper = float(value.upper())
+    return math.nextafter(upper, math.inf) if math.isfinite(upper) else math.inf
+
+
+def _magnitude(value: arb) -> float:
+    upper = float(value.abs_upper())
+    return math.nextafter(upper, math.inf) if math.isfinite(upper) else math.inf
+
+
+@dataclass(frozen=True)
+class _Box:
+    """What interval arithmetic says of the ratio on `[lo, hi]`."""
+
+    upper: float
+    positive: bool
+    nonpositive: bool
+    increasing: bool
+
+
+def _ratio(expression: Expression, ball: arb, shift: arb) -> tuple[arb, arb, arb, arb]:
+    """Enclosures of `s + shift`, `s'`, the ratio `r` and `r'` on `ball`."""
+    s = expression(Jet.variable(ball))
+    base = s.value + shift
+    ratio = ball * s.first / base
+    slope = (s.first + ball * s.second) / base - ratio * s.first / base
+    return base, s.first, ratio, slope
+
+
+def _examine(expression: Expression, lo: float, hi: float, shift: arb) -> _Box:
+    ball = _ball(lo, hi)
+    base, first, ratio, slope = _ratio(expression, ball, shift)
+    upper = _magnitude(ratio)
+    middle = arb(lo / 2 + hi / 2)
+    centre = _ratio(expression, middle, shift)[2] + slope * (ball - middle)
+    return _Box(
+        upper=min(upper, _magnitude(centre)),
+        positive=bool(base > 0),
+        nonpositive=bool(base <= 0),
+        increasing=bool(first >= 0),
+    )
+
+
+def _boxes(lo: float, hi: float) -> list[tuple[float, float]]:
+    """Cover `[lo, hi]` by boxes whose size grows with their distance from zero."""
+    marks = {lo, hi, 0.0, -1.0, 1.0, -_CENTRE, _CENTRE}
+    scale = 2 * _CENTRE
+    while scale <= FLOAT_RANGE:
+        marks.update((scale, -scale))
+        scale *= 2
+    scale = 0.5
+    while scale >= 2.0**-20:
+        marks.update((scale, -scale))
+        scale /= 2
+    ends = sorted(mark for mark in marks if lo <= mark <= hi)
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _prove_piece(
+    piece: Piece, lo: float, hi: float, shift: float, name: str, gap: float, ceiling: float
+) -> tuple[float, bool]:
+    """Upper bound of the ratio on the bounded interval `[lo, hi]` of one piece, and whether `s' >= 0` there."""
+    offset = arb(shift)
+    increasing = True
+    best = 0.0  # a value the ratio is known to attain, up to rounding: only steers the search
+    heap: list[tuple[float, float, float]] = []
+    count = 0
+
+    def push(a: float, b: float) -> None:
+        nonlocal best, increasing
+        box = _examine(piece.expression, a, b, offset)
+        middle = arb(a / 2 + b / 2)
+        base, _, at_middle, _ = _ratio(piece.expression, middle, offset)
+        if box.nonpositive or base <= 0:
+            raise DegreeError(
+                f"{name} with shift={shift!r} is not positive at t = {float(middle):.6g}; raise the shift."
+            )
+        sample = float(at_middle.abs_lower())
+        if math.isfinite(sample):
+            best = max(best, sample)
+        if not box.increasing:
+            increasing = False
+        heapq.heappush(heap, (-box.upper if box.positive else -math.inf, a, b))
+
+    for a, b in _boxes(lo, hi):
+        push(a, b)
+    while heap and -heap[0][0] > best + gap * max(1.0, best):
+        if best >= ceiling - gap and math.isfinite(heap[0][0]):
+            return ceiling, increasing
+        upper, a, b = heapq.heappop(heap)
+        middle = a / 2 + b / 2
+        count += 1
+        if not a < middle < b or count > _MAX_BOXES or b - a < _SMALLEST:
+            if math.isfinite(upper):
+                return -upper, increasing  # not sharp to `gap`, but proven all the same
+            raise DegreeError(
+                f"{name} with shift={shift!r}: no finite bound could be proven near t = {middle:.6g}. "
+                "Where s(t) + shift reaches zero, a larger shift gives a proof."
+            )
+        push(a, middle)
+        push(middle, b)
+    return (-heap[0][0] if heap else 0.0), increasing
+
+
+def prove_ratio(
+    pieces: Sequence[Piece],
+    shift: float,
+    domain: Interval,
+    *,
+    name: str,
+    gap: float = 1e-9,
+    ceiling: float = math.inf,
+) -> ScalarProof:
+    """Prove an upper bound of `|t s'(t)| / (s(t) + shift)` over `domain`.
+
+    Args:
+        pieces: the function `s`, smooth on each piece; together they cover `domain`.
+        shift: the constant added to `s`.
+        domain: the arguments `t`.
+        name: of `s`, for messages.
+        gap: how far, relatively, the bound may lie above the supremum.
+        ceiling: a bound already proven on paper; the search ends once it comes within `gap` of it.
+
+    Returns:
+        The bound, rounded up, with the domain it was proven on: the one asked for, cut to the range of a double
+        (`FLOAT_RANGE`) where a piece reaches infinity and brings no lemma for its tail.
+
+    Raises:
+        DegreeError: `s + shift` is not positive somewhere, or the ratio is unbounded or could not be enclosed.
+    """
+    bound, increasing = 0.0, True
+    reach_lo, reach_hi = domain.lo, domain.hi
+    with ctx.workprec(_BITS):
+        for piece in pieces:
+            lo, hi = max(piece.lo, domain.lo), min(piece.hi, domain.hi)
+            if lo >= hi:
+                continue
+            limit = _CENTRE if piece.tail is not None else FLOAT_RANGE
+            if math.isinf(lo):
+                if piece.tail is None:
+                    reach_lo = -limit
+                lo = -limit
+            if math.isinf(hi):
+                if piece.tail is None:
+                    reach_hi = limit
+                hi = limit
+            for side in (piece.lo, piece.hi):
+                if piece.tail is not None and math.isinf(side) and side in (domain.lo, domain.hi):
+                    tail = piece.tail(arb(_CENTRE), arb(shift))
+                    if not tail.is_finite():
+                        raise DegreeError(
+                            f"{name} with shift={shift!r}: |t s'(t)| / (s(t) + shift) is unbounded, or s + shift is "
+                            f"not positive, as t -> {side}; raise the shift, or use nonnegative weights."
+                        )
+                    bound = max(bound, _up(tail))
+            if lo < hi:
+                piece_bound, piece_increasing = _prove_piece(piece, lo, hi, shift, name, gap, ceiling)
+                bound = max(bound, piece_bound)
+                increasing = increasing and piece_increasing
+    return ScalarProof(bound, Interval(reach_lo, reach_hi), increasing)
+
+
+def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -> tuple[float, float]:
+    """Bounds `(low, high)` of `s(t) + shift` over the bounded interval `[lo, hi]`, rounded outwards."""
+    low, high = math.inf, -math.inf
+    with ctx.workprec(_BITS):
+        for piece in pieces:
+            a, b = max(piece.lo, lo), min(piece.hi, hi)
+            for left, right in _boxes(a, b) if a < b else ():
+                value = piece.expression(Jet.variable(_ball(left, right))).value + arb(shift)
+                if not value.is_finite():
+                    return -math.inf, math.inf
+                low = min(low, math.nextafter(float(value.lower()), -math.inf))
+                high = max(high, _up(value))
+    return low, high

@@ -1,0 +1,219 @@
+"""`BoundMap`: a layer with its input fixed, that is, the map `z -> f(z)` whose fixed point is sought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from ..degrees import REALS
+from ..errors import DomainError, OptionError, unknown_name
+from .normalize import Normalizer, parse_norm
+from .operators import OPERATORS, Operator
+
+__all__ = ["BoundMap", "Linearization", "MapSpec", "make_normalizer"]
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """A `BoundMap` as data: named arrays and plain options, nothing to execute.
+
+    Attributes:
+        arrays: tensors by name (`weight`, or `crow_indices`, `col_indices`, `values`; `inner`; `outer`).
+        options: JSON-compatible values: `kind`, `activation`, `shift`, `power`, `normalize`, `normalize_over`, and
+            those of the operator.
+    """
+
+    arrays: dict[str, Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _positive(operator: Operator, activation: Activation) -> bool:
+    """Whether the map sends the positive orthant into itself, as far as signs alone can tell."""
+    if all(bool((part >= 0).all()) for part in operator.coefficients()):
+        return True
+    try:
+        activation.require_positive(REALS)
+    except DomainError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class BoundMap:
+    """`f(z) = N(a(A z + inner) + outer)` with everything but `z` fixed.
+
+    `A` is the operator, `a` the activation `(s + shift) ** power`, `N` the optional normalisation. Calls do no
+    checking: this is the inner loop of every solver. Shapes: `z`, and the tangents and cotangents of `jvp` and `vjp`,
+    are `(..., n)` for a dense map, `(B, C, H, W)` for a convolution, `(..., n, d)` for a graph; `inner` and `outer`
+    have the state's shape.
+
+    Attributes:
+        operator: the linear part.
+        activation: the activation.
+        inner: injected inside the activation, or None.
+        outer: injected outside the activation, or None.
+        normalizer: the normalisation, or None.
+        positive: whether states live on the open positive orthant (solvers keep their iterates there).
+    """
+
+    operator: Operator
+    activation: Activation
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+    normalizer: Normalizer | None = None
+    positive: bool = True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """One application of the map; the result has the dtype of `z`."""
+        value = self._unnormalized(self._argument(z))
+        if self.normalizer is not None:
+            value = self.normalizer(value)
+        return value.to(z.dtype)
+
+    def _argument(self, z: Tensor) -> Tensor:
+        t = self.operator(z)
+        return t if self.inner is None else t + self.inner
+
+    def _unnormalized(self, t: Tensor) -> Tensor:
+        value = self.activation(t)
+        return value if self.outer is None else value + self.outer
+
+    def linearize(self, z: Tensor) -> Linearization:
+        """The Jacobian at `z`, as exact products with tangents and cotangents."""
+        return Linearization(self, z)
+
+    def jvp(self, z: Tensor, v: Tensor) -> Tensor:
+        """`J_f(z) v`; at kinks, with an element of Clarke's Jacobian."""
+        return self.linearize(z).jvp(v)
+
+    def vjp(self, z: Tensor, u: Tensor) -> Tensor:
+        """`J_f(z)^T u`; at kinks, with the same element as `jvp`."""
+        return self.linearize(z).vjp(u)
+
+    @property
+    def sample_dims(self) -> int:
+        """How many trailing dimensions of a state form one sample; samples do not influence each other."""
+        return self.operator.sample_dims
+
+    @property
+    def state_shape(self) -> torch.Size | None:
+        """The shape of the state, where an injection determines it."""
+        given = self.inner if self.inner is not None else self.outer
+        return None if given is None else given.shape
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors a gradient can flow to: the operator's, then `inner`, then `outer`."""
+        return (*self.operator.tensors, *(part for part in (self.inner, self.outer) if part is not None))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> BoundMap:
+        """The same map on other tensors, in the order of `tensors`."""
+        rest = list(tensors)
+        operator = self.operator.with_tensors(tuple(rest[: len(self.operator.tensors)]))
+        rest = rest[len(self.operator.tensors) :]
+        inner = rest.pop(0) if self.inner is not None else None
+        outer = rest.pop(0) if self.outer is not None else None
+        return replace(self, operator=operator, inner=inner, outer=outer)
+
+    def detach(self) -> BoundMap:
+        """The same map cut off from autograd."""
+        return self.with_tensors([tensor.detach() for tensor in self.tensors])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> BoundMap:
+        """The same map on another device and dtype; to float64 the conversion is exact."""
+        device = torch.device(device)
+        return replace(
+            self,
+            operator=self.operator.to(device, dtype),
+            inner=None if self.inner is None else self.inner.to(device, dtype),
+            outer=None if self.outer is None else self.outer.to(device, dtype),
+        )
+
+    @property
+    def spec(self) -> MapSpec:
+        """The map as arrays and names; `BoundMap.from_spec` restores it."""
+        arrays = self.operator.arrays()
+        if self.inner is not None:
+            arrays["inner"] = self.inner
+        if self.outer is not None:
+            arrays["outer"] = self.outer
+        norm = self.normalizer
+        return MapSpec(
+            {name: array.detach() for name, array in arrays.items()},
+            {
+                "kind": self.operator.kind,
+                "activation": self.activation.name,
+                "shift": self.activation.shift,
+                "power": self.activation.power,
+                "normalize": None if norm is None else ("inf" if math.isinf(norm.p) else norm.p),
+                "normalize_over": None if norm is None else norm.over,
+                **self.operator.options(),
+            },
+        )
+
+    @classmethod
+    def from_spec(cls, spec: MapSpec) -> BoundMap:
+        """The map described by `spec`.
+
+        Raises:
+            OptionError: an unknown kind, activation or grouping, or a missing array.
+        """
+        options = spec.options
+        kind = options.get("kind")
+        if kind not in OPERATORS:
+            raise unknown_name("kind of map", kind, OPERATORS)
+        try:
+            operator: Operator = OPERATORS[str(kind)].restore(spec.arrays, options)
+        except KeyError as error:
+            raise OptionError(f"the spec of a {kind!r} map lacks {error.args[0]!r}.") from error
+        activation = Activation(
+            options.get("activation", "tanh"), options.get("shift", 0.0), options.get("power", 1.0)
+        )
+        return cls(
+            operator,
+            activation,
+            spec.arrays.get("inner"),
+            spec.arrays.get("outer"),
+            make_normalizer(operator.groups, options.get("normalize"), options.get("normalize_over") or "state"),
+            _positive(operator, activation),
+        )
+
+
+def make_normalizer(groups: dict[str, tuple[int, ...]], normalize: object, over: str) -> Normalizer | None:
+    """The normaliser for a layer's keywords, or None.
+
+    Raises:
+        OptionError: an exponent below 1, or a grouping this kind of layer does not have.
+    """
+    p = parse_norm(normalize)
+    if over not in groups:
+        raise unknown_name("normalize_over", over, groups)
+    return None if p is None else Normalizer(p, over, groups[over])
+
+
+class Linearization:
+    """The Jacobian of a `BoundMap` at one state: `value` is `f(z)`, `jvp` and `vjp` are exact products."""
+
+    def __init__(self, bound: BoundMap, z: Tensor) -> None:
+        self._operator = bound.operator
+        t = bound._argument(z)
+        self._slope = bound.activation.derivative(t)
+        value = bound._unnormalized(t)
+        self._norm = None if bound.normalizer is None else bound.normalizer.linearize(value)
+        self.value = (value if self._norm is None else self._norm.value).to(z.dtype)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """`J v` for a tangent `v` of the state's shape."""
+        tangent = self._slope * self._operator(v)
+        return (tangent if self._norm is None else self._norm.jvp(tangent)).to(v.dtype)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """`J^T u` for a cotangent `u` of the state's shape."""
+        cotangent = u if self._norm is None else self._norm.vjp(u)
+        return self._operator.transpose(self._slope * cotangent).to(u.dtype)

@@ -1,0 +1,309 @@
+"""The linear part `z -> A z` of a layer, matrix-free: apply, transpose, and the facts a certificate checks.
+
+Every operator is an immutable value. `tensors` are the differentiable ones, in a fixed order; `arrays` and `options`
+describe the operator completely, without closures.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["OPERATORS", "ConvOperator", "DenseOperator", "GraphOperator", "Operator", "csr"]
+
+
+class Operator(Protocol):
+    """What `BoundMap` needs of a linear operator on states; the last `sample_dims` dimensions form one sample."""
+
+    kind: ClassVar[str]
+    sample_dims: ClassVar[int]
+    groups: ClassVar[dict[str, tuple[int, ...]]]
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def transpose(self, u: Tensor) -> Tensor: ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Operator: ...
+
+    def coefficients(self) -> tuple[Tensor, ...]:
+        """Tensors that are nonnegative exactly when the operator is."""
+        ...
+
+    def zero_row(self, state_shape: torch.Size | None) -> str:
+        """Empty when every row has a nonzero coefficient; else a description of one row without."""
+        ...
+
+    def terms(self) -> int:
+        """Upper bound on the number of products summed into one entry of the result."""
+        ...
+
+    def row_sum(self) -> float:
+        """Upper bound on the sum of the absolute coefficients in any row, to rounding."""
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Operator: ...
+
+    def arrays(self) -> dict[str, Tensor]: ...
+
+    def options(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> Operator: ...
+
+
+@dataclass(frozen=True)
+class DenseOperator:
+    """`z -> z W^T`: `z` is `(..., n)`, `weight` is `(n, n)`."""
+
+    weight: Tensor
+    kind: ClassVar[str] = "dense"
+    sample_dims: ClassVar[int] = 1
+    groups: ClassVar[dict[str, tuple[int, ...]]] = {"state": (-1,)}
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.weight)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        return F.linear(u, self.weight.t())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> DenseOperator:
+        return DenseOperator(*tensors)
+
+    def coefficients(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def zero_row(self, state_shape: torch.Size | None) -> str:
+        empty = (self.weight != 0).sum(dim=1) == 0
+        return f"state unit {int(empty.nonzero()[0])}" if bool(empty.any()) else ""
+
+    def terms(self) -> int:
+        return self.weight.shape[1]
+
+    def row_sum(self) -> float:
+        return float(self.weight.double().abs().sum(dim=1).max())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> DenseOperator:
+        return DenseOperator(self.weight.to(device, dtype))
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> DenseOperator:
+        return cls(arrays["weight"])
+
+
+@dataclass(frozen=True)
+class ConvOperator:
+    """Zero-padded cross-correlation that keeps the image size: `z` is `(B, C, H, W)`, `weight` `(C, C, kh, kw)`."""
+
+    weight: Tensor
+    dilation: tuple[int, int] = (1, 1)
+    kind: ClassVar[str] = "conv2d"
+    sample_dims: ClassVar[int] = 3
+    groups: ClassVar[dict[str, tuple[int, ...]]] = {"state": (-3, -2, -1), "channel": (-2, -1), "pixel": (-3,)}
+
+    @property
+    def _padding(self) -> tuple[int, int]:
+        height, width = self.weight.shape[-2:]
+        return self.dilation[0] * (height - 1) // 2, self.dilation[1] * (width - 1) // 2
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return F.conv2d(z, self.weight, padding=self._padding, dilation=self.dilation)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        return F.conv_transpose2d(u, self.weight, padding=self._padding, dilation=self.dilation)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> ConvOperator:
+        return replace(self, weight=tensors[0])
+
+    def coefficients(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def zero_row(self, state_shape: torch.Size | None) -> str:
+        taps = (self.weight != 0).double()
+        if state_shape is None:
+            # For an unknown image size only the centre tap is certain to lie inside the image at every pixel.
+            height, width = self.weight.shape[-2:]
+            empty = taps[:, :, height // 2, width // 2].sum(dim=1) == 0
+            return f"the centre tap of output channel {int(empty.nonzero()[0])}" if bool(empty.any()) else ""
+        ones = torch.ones(1, *state_shape[-3:], dtype=taps.dtype, device=taps.device)
+        counts = F.conv2d(ones, taps, padding=self._padding, dilation=self.dilation)[0].round()
+        if bool((counts == 0).any()):
+            channel, row, column = (counts == 0).nonzero()[0].tolist()
+            return f"output channel {channel} at pixel ({row}, {column}), counting the zero padding"
+        return ""
+
+    def terms(self) -> int:
+        return self.weight[0].numel()
+
+    def row_sum(self) -> float:
+        return float(self.weight.double().abs().flatten(1).sum(dim=1).max())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ConvOperator:
+        return replace(self, weight=self.weight.to(device, dtype))
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def options(self) -> dict[str, Any]:
+        return {"dilation": list(self.dilation)}
+
+    @classmethod
+    def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> ConvOperator:
+        height, width = options["dilation"]
+        return cls(arrays["weight"], (int(height), int(width)))
+
+
+def _csr_tensor(starts: Tensor, columns: Tensor, values: Tensor, nodes: int) -> Tensor:
+    with warnings.catch_warnings():
+        # torch announces once per process that CSR is "in beta"; the products used here are tested.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(starts, columns, values, (nodes, nodes), check_invariants=True)
+
+
+def csr(rows: Tensor, columns: Tensor, values: Tensor, nodes: int) -> Tensor:
+    """A sparse CSR matrix `(nodes, nodes)` with duplicate entries summed."""
+    coo = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (nodes, nodes), check_invariants=True)
+    matrix = coo.coalesce()
+    counts = torch.bincount(matrix.indices()[0], minlength=nodes)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return _csr_tensor(starts, matrix.indices()[1], matrix.values(), nodes)
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    nodes = matrix.shape[0]
+    starts = matrix.crow_indices()
+    rows = torch.repeat_interleave(torch.arange(nodes, device=starts.device), starts.diff())
+    return csr(matrix.col_indices(), rows, matrix.values(), nodes)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """`A X` for a constant sparse `A` and dense `X (n, m)`; the backward product uses the stored transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        ctx.matrix, ctx.transposed = matrix, transposed
+        # Sparse products exist in float32 and float64 only, so autocast must not lower them.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.sparse.mm(matrix, x.to(matrix.dtype)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        product: Tensor = _SparseProduct.apply(grads[0], ctx.transposed, ctx.matrix)
+        return product, None, None
+
+
+@dataclass(frozen=True)
+class GraphOperator:
+    """`Z -> P Z` or `Z -> P Z W^T`: `z` is `(..., n, d)`, `propagation` sparse CSR `(n, n)`, `weight` `(d, d)`.
+
+    The nodes of one graph are coupled, so a whole graph is one sample.
+    """
+
+    propagation: Tensor
+    transposed: Tensor
+    weight: Tensor | None = None
+    kind: ClassVar[str] = "graph"
+    sample_dims: ClassVar[int] = 2
+    groups: ClassVar[dict[str, tuple[int, ...]]] = {"state": (-2, -1), "channel": (-2,), "node": (-1,)}
+
+    @classmethod
+    def build(cls, propagation: Tensor, weight: Tensor | None) -> GraphOperator:
+        """From the propagation matrix alone; its transpose is stored for the backward products."""
+        return cls(propagation, _transposed(propagation), weight)
+
+    def _propagate(self, z: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        nodes, features = z.shape[-2:]
+        columns = z.reshape(-1, nodes, features).transpose(0, 1).reshape(nodes, -1)
+        product: Tensor = _SparseProduct.apply(columns, matrix, transposed)
+        return product.reshape(nodes, -1, features).transpose(0, 1).reshape(z.shape)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        spread = self._propagate(z, self.propagation, self.transposed)
+        return spread if self.weight is None else F.linear(spread, self.weight)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        mixed = u if self.weight is None else F.linear(u, self.weight.t())
+        return self._propagate(mixed, self.transposed, self.propagation)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return () if self.weight is None else (self.weight,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> GraphOperator:
+        return replace(self, weight=tensors[0] if tensors else None)
+
+    def coefficients(self) -> tuple[Tensor, ...]:
+        return (self.propagation.values(), *self.tensors)
+
+    def zero_row(self, state_shape: torch.Size | None) -> str:
+        rows = torch.repeat_interleave(
+            torch.arange(self.propagation.shape[0], device=self.propagation.device),
+            self.propagation.crow_indices().diff(),
+        )
+        nonzero = self.propagation.values() != 0
+        empty = torch.bincount(rows[nonzero], minlength=self.propagation.shape[0]) == 0
+        if bool(empty.any()):
+            return f"node {int(empty.nonzero()[0])} (it has no neighbour; add self-loops)"
+        return DenseOperator(self.weight).zero_row(None) if self.weight is not None else ""
+
+    def terms(self) -> int:
+        neighbours = int(self.propagation.crow_indices().diff().max())
+        return neighbours if self.weight is None else neighbours + self.weight.shape[1]
+
+    def row_sum(self) -> float:
+        ones = torch.ones(self.propagation.shape[0], 1, dtype=torch.float64, device=self.propagation.device)
+        magnitude = _csr_tensor(
+            self.propagation.crow_indices(),
+            self.propagation.col_indices(),
+            self.propagation.values().double().abs(),
+            self.propagation.shape[0],
+        )
+        spread = float((magnitude @ ones).max())
+        return spread if self.weight is None else spread * DenseOperator(self.weight).row_sum()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> GraphOperator:
+        weight = None if self.weight is None else self.weight.to(device, dtype)
+        return GraphOperator(self.propagation.to(device, dtype), self.transposed.to(device, dtype), weight)
+
+    def arrays(self) -> dict[str, Tensor]:
+        arrays = {
+            "crow_indices": self.propagation.crow_indices(),
+            "col_indices": self.propagation.col_indices(),
+            "values": self.propagation.values(),
+        }
+        return arrays if self.weight is None else {**arrays, "weight": self.weight}
+
+    def options(self) -> dict[str, Any]:
+        return {"nodes": self.propagation.shape[0]}
+
+    @classmethod
+    def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> GraphOperator:
+        nodes = int(options["nodes"])
+        propagation = _csr_tensor(arrays["crow_indices"], arrays["col_indices"], arrays["values"], nodes)
+        return cls.build(propagation, arrays.get("weight"))
+
+
+OPERATORS: dict[str, type[DenseOperator] | type[ConvOperator] | type[GraphOperator]] = {
+    operator.kind: operator for operator in (DenseOperator, ConvOperator, GraphOperator)
+}

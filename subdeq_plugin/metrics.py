@@ -1,0 +1,115 @@
+"""The two metrics of nonlinear Perron-Frobenius theory, and a proven contraction in one of them.
+
+Source: B. Lemmens, R. Nussbaum, *Nonlinear Perron-Frobenius Theory*, Cambridge University Press 2012, chapter 2
+(doi:10.1017/CBO9781139026079).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError, unknown_name
+
+__all__ = ["METRICS", "Contraction", "hilbert", "iterations_for", "metric_function", "thompson"]
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def _log_ratio(x: Tensor, y: Tensor) -> Tensor:
+    # A quotient rather than a difference of logarithms: exact to one rounding when x and y are close.
+    return (x / y).log().flatten(start_dim=1)
+
+
+def thompson(x: Tensor, y: Tensor) -> Tensor:
+    """Thompson's part metric `d_T(x, y) = max_i |ln x_i - ln y_i|` of each sample.
+
+    Args:
+        x: `(B, ...)`, strictly positive.
+        y: the same shape.
+
+    Returns:
+        `(B,)`; NaN where a sample has a non-positive or NaN entry. A value `eps` means that every entry of `x` is
+        within a relative error of `exp(eps) - 1` of `y`.
+    """
+    return _log_ratio(x, y).abs().amax(dim=1)
+
+
+def hilbert(x: Tensor, y: Tensor) -> Tensor:
+    """Hilbert's projective metric `d_H(x, y) = max_i ln(x_i/y_i) - min_i ln(x_i/y_i)` of each sample.
+
+    Args:
+        x: `(B, ...)`, strictly positive.
+        y: the same shape.
+
+    Returns:
+        `(B,)`; zero exactly when the samples lie on one ray. On a slice `phi = 1` it is a metric, and
+        `d_T <= d_H <= 2 d_T` there.
+    """
+    ratio = _log_ratio(x, y)
+    return ratio.amax(dim=1) - ratio.amin(dim=1)
+
+
+METRICS: dict[str, Distance] = {"thompson": thompson, "hilbert": hilbert}
+
+
+def metric_function(name: str) -> Distance:
+    """The metric called `name`.
+
+    Raises:
+        OptionError: there is no metric of that name.
+    """
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return METRICS[name]
+
+
+def iterations_for(eps: float, rate: float, first_step: float) -> int:
+    """Number `k` of steps after which `rate**k / (1 - rate) * first_step <= eps` (Banach's a-priori bound).
+
+    Args:
+        eps: the distance to the fixed point to guarantee, in the metric of the contraction.
+        rate: the contraction's factor, `0 <= rate < 1`.
+        first_step: the distance from the start to its image, in the same metric.
+
+    Raises:
+        OptionError: `eps` is not positive, or `rate` is not in `[0, 1)`.
+    """
+    if not eps > 0:
+        raise OptionError(f"eps must be positive, got {eps!r}.")
+    if not 0 <= rate < 1:
+        raise OptionError(f"rate must be in [0, 1), got {rate!r}.")
+    if first_step <= eps * (1 - rate):
+        return 0
+    if rate == 0:
+        return 1
+    return max(0, math.ceil(math.log(eps * (1 - rate) / first_step) / math.log(rate)))
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A proven statement: one step of the map shrinks `distance` by at least the factor `rate`.
+
+    Attributes:
+        rate: the factor, `0 <= rate < 1`.
+        metric: name of the metric, for people.
+        distance: `(B, N), (B, N) -> (B,)`.
+    """
+
+    rate: float
+    metric: str
+    distance: Distance
+
+    @classmethod
+    def in_metric(cls, rate: float, metric: str) -> Contraction:
+        """A contraction in Thompson's or Hilbert's metric."""
+        return cls(rate, metric, metric_function(metric))
+
+    def largest_distance(self, x: Tensor, y: Tensor) -> float:
+        """The largest finite distance over the samples; samples with NaN do not count."""
+        distance = self.distance(x, y)
+        return float(torch.where(distance.isfinite(), distance, torch.zeros_like(distance)).max())
