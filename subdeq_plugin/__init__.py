@@ -1,0 +1,49 @@
+"""Deep equilibrium layers whose fixed point is provably unique, for torchdeq.
+
+Importing the package registers its solvers, its certified core and its weight constraint with torchdeq.
+"""
+
+from .activations import Activation, activation_names, register_activation
+from .certificates import Certificate, Check, certify
+from .degrees import POSITIVE, REALS, Degree, Interval
+from .errors import SubdeqError
+from .integration import CertifiedDEQ, SubDEQ, deq_settings, parse_solver, register, solver
+from .layers import BoundMap, MapSpec, SubhomConv2d, SubhomGraph, SubhomLayer, SubhomLinear
+from .metrics import hilbert, thompson
+from .result import Solution, Status
+from .solvers import solve
+
+__all__ = [
+    "POSITIVE",
+    "REALS",
+    "Activation",
+    "BoundMap",
+    "Certificate",
+    "CertifiedDEQ",
+    "Check",
+    "Degree",
+    "Interval",
+    "MapSpec",
+    "Solution",
+    "Status",
+    "SubDEQ",
+    "SubdeqError",
+    "SubhomConv2d",
+    "SubhomGraph",
+    "SubhomLayer",
+    "SubhomLinear",
+    "activation_names",
+    "certify",
+    "deq_settings",
+    "hilbert",
+    "parse_solver",
+    "register",
+    "register_activation",
+    "solve",
+    "solver",
+    "thompson",
+]
+
+__version__ = "0.1.0"
+
+register()

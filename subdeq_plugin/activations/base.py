@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +17,7 @@ from ..degrees.jets import Jet
 from ..degrees.rules import power as power_rule
 from ..errors import DegreeError, DomainError, OptionError, unknown_name
 
-__all__ = ["Activation", "ScalarFunction", "activation_names", "lookup", "store"]
+__all__ = ["TINY", "Activation", "ScalarFunction", "activation_names", "lookup", "store"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class ScalarFunction:
 
 
 _REGISTRY: dict[str, ScalarFunction] = {}
+_LARGEST = sys.float_info.max
+# Below this a float64 has lost, or is about to lose, relative accuracy to gradual underflow.
+TINY = 2.0**-900
 
 
 def store(function: ScalarFunction) -> ScalarFunction:
@@ -53,7 +57,7 @@ def store(function: ScalarFunction) -> ScalarFunction:
     Raises:
         OptionError: the name is taken, or is not an identifier.
     """
-    if not function.name.isidentifier():
+    if not isinstance(function.name, str) or not function.name.isidentifier():
         raise OptionError(f"an activation's name must be an identifier, got {function.name!r}.")
     if function.name in _REGISTRY:
         raise OptionError(f"activation {function.name!r} is already registered; choose another name.")
@@ -123,7 +127,7 @@ class Activation:
         object.__setattr__(self, "function", lookup(self.name))
         for option in ("shift", "power"):
             number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= _LARGEST:
                 raise OptionError(f"{option} must be a finite number, got {number!r}.")
             object.__setattr__(self, option, float(number))
         if self.power == 0:
@@ -168,13 +172,13 @@ class Activation:
         return max(ends) * growth * (1 + 1e-9)
 
     def reference(self, t: Tensor) -> Tensor:
-        """The activation of a float64 tensor, with `s` accurate to 32 units in the last place."""
+        """The activation of a float64 tensor, with `s` accurate to 32 units in the last place; NaN where it is not."""
         if self.function.accurate:
             return self(t)
         with ctx.workprec(96):
             values = [self._enclosed(at) for at in t.flatten().tolist()]
         base = torch.tensor(values, dtype=t.dtype).reshape(t.shape) + self.shift
-        return base**self.power
+        return torch.where(base.abs() >= TINY, base, torch.nan) ** self.power
 
     def _enclosed(self, at: float) -> float:
         for piece in self.function.pieces:

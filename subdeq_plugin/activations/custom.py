@@ -60,7 +60,7 @@ def register_activation(
     _check_joints(name, parts)
 
     def value(t: Tensor) -> Tensor:
-        result = parts[-1].expression(t)
+        result = parts[-1].expression(_inside(t, parts[-1]))
         for part in reversed(parts[:-1]):
             result = torch.where(t <= part.hi, part.expression(_inside(t, part)), result)
         return result
@@ -79,13 +79,18 @@ def register_activation(
 
 def _inside(t: Tensor, part: Piece) -> Tensor:
     # Elsewhere the other branch of `where` is taken; clamping keeps its gradient free of NaN.
+    if math.isinf(part.lo) and math.isinf(part.hi):
+        return t
     return t.clamp(min=None if math.isinf(part.lo) else part.lo, max=None if math.isinf(part.hi) else part.hi)
 
 
 def _enclose(name: str, part: Piece, at: float) -> Jet:
     try:
         with ctx.workprec(96):
-            return part.expression(Jet.variable(arb(at)))
+            result = part.expression(Jet.variable(arb(at)))
+            if not isinstance(result, Jet):
+                raise TypeError(f"it returns {type(result).__name__}, whatever its argument; write 0 * t + constant")
+            return result
     except (AttributeError, TypeError) as error:
         raise DegreeError(
             f"activation {name!r} uses an operation without an interval rule: {error}. Use the methods listed in "
@@ -96,10 +101,15 @@ def _enclose(name: str, part: Piece, at: float) -> Jet:
 def _check_joints(name: str, parts: tuple[Piece, ...]) -> None:
     if parts[0].lo != -math.inf or parts[-1].hi != math.inf:
         raise DegreeError(f"the pieces of {name!r} must cover the real line; they cover {parts[0].lo} to {parts[-1].hi}.")
+    for part in parts:
+        if not part.lo < part.hi:
+            raise DegreeError(f"a piece of {name!r} goes from {part.lo} to {part.hi}; give them in increasing order.")
     for left, right in zip(parts[:-1], parts[1:], strict=True):
         if left.hi != right.lo:
             raise DegreeError(f"the pieces of {name!r} leave a gap or overlap: {left.hi} against {right.lo}.")
         jump = _enclose(name, left, left.hi).value - _enclose(name, right, left.hi).value
+        if not jump.is_finite():
+            raise DegreeError(f"a piece of {name!r} has no finite value at its end t = {left.hi:g}.")
         if not jump.contains(0):
             raise DegreeError(f"activation {name!r} jumps by {float(jump):.6g} at t = {left.hi:g}; it must be continuous.")
 
@@ -109,9 +119,14 @@ def _check_agreement(function: ScalarFunction) -> None:
     for part in function.pieces:
         lo, hi = max(part.lo, -8.0), min(part.hi, 8.0)
         points = torch.linspace(lo, hi, 35, dtype=torch.float64)[1:-1] if lo < hi else torch.empty(0)
-        for at, value, slope in zip(
-            points.tolist(), function.value(points).tolist(), function.derivative(points).tolist(), strict=True
-        ):
+        try:
+            values, slopes = function.value(points), function.derivative(points)
+        except (AttributeError, TypeError) as error:
+            raise DegreeError(
+                f"activation {function.name!r} cannot be computed on tensors: {error}. Use the methods listed in "
+                "register_activation."
+            ) from error
+        for at, value, slope in zip(points.tolist(), values.tolist(), slopes.tolist(), strict=True):
             enclosure = _enclose(function.name, part, at)
             for what, got, ball in (("value", value, enclosure.value), ("slope", slope, enclosure.first)):
                 expected = float(ball.mid()) if ball.is_finite() else math.nan

@@ -90,8 +90,8 @@ class Certificate:
 
         Returns:
             `(B,)` float64, in the certificate's metric; infinite for a sample with NaN, and where nothing is proven.
-            A value `eps` in either metric bounds the relative error of every entry of `f(z)`, normalised, by
-            `exp(eps) - 1`; in Thompson's metric that holds for the entries of `z` itself.
+            A value `eps` in Thompson's metric bounds the relative error of every entry of `z` by `exp(eps) - 1`; in
+            Hilbert's metric, which does not see the length of `z`, that of every entry of `z` divided by its norm.
 
         Raises:
             CertificateError: no input is known.

@@ -12,6 +12,7 @@ For `W >= 0` and `b >= 0` the argument of the activation is `t >= (W z)_i > 0`, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -48,12 +49,11 @@ def certify(target: nn.Module | BoundMap, x: Any = None) -> Certificate:
     if isinstance(target, BoundMap):
         if x is not None:
             raise OptionError("x was given, but a BoundMap has its input already; leave x out.")
-        return _certify_bound(target, None)
+        with torch.no_grad():
+            return _certify_bound(target, None)
     layer = _only_layer(target)
-    if x is None:
-        return _certify_layer(layer)
     with torch.no_grad():
-        return _certify_bound(layer.bind(x), layer)
+        return _certify_layer(layer) if x is None else _certify_bound(layer.bind(x), layer)
 
 
 def _only_layer(target: object) -> SubhomLayer:
@@ -69,8 +69,7 @@ def _only_layer(target: object) -> SubhomLayer:
 
 
 def _certify_layer(layer: SubhomLayer) -> Certificate:
-    with torch.no_grad():
-        structure = layer.structure()
+    structure = layer.structure()
     checks = [*_weight_checks(structure), *_injection_checks_unseen(layer)]
     assumed = layer.activation.function.accurate
     scope = "every input x with a finite injection, every state z > 0"
@@ -90,7 +89,7 @@ def _certify_layer(layer: SubhomLayer) -> Certificate:
 
 def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
     operator = bound.operator
-    structure = Structure(operator.coefficients(), operator.zero_row(bound.state_shape), operator.row_sum())
+    structure = Structure(operator.coefficients(), operator.zero_row(bound.state_shape), operator.row_sum)
     injections = {"inside": bound.inner, "outside": bound.outer}
     checks = [*_weight_checks(structure)]
     for place, injected in injections.items():
@@ -191,7 +190,7 @@ def _conclude(
     checks: list[Check],
     activation: Any,
     normalizer: Any,
-    row_sum: float | None,
+    row_sum: Callable[[], float] | None,
     injection: float,
     scope: str,
     layer: SubhomLayer | None,
@@ -251,7 +250,7 @@ def _contraction(degree: Degree, normalizer: Any) -> tuple[float, str, str]:
     return round_up(2 * Fraction(degree.bound)), "thompson", f"contraction in Thompson's metric ({why}): 2 mu"
 
 
-def _range_check(activation: Any, row_sum: float | None, injection: float, reach: float) -> Check:
+def _range_check(activation: Any, row_sum: Callable[[], float] | None, injection: float, reach: float) -> Check:
     """`{z > 0 : W z + b <= reach}` is log-convex; it must be invariant when the degree ends at `reach`.
 
     The normalised state has entries of at most 1, hence the maximum with 1.
@@ -260,7 +259,7 @@ def _range_check(activation: Any, row_sum: float | None, injection: float, reach
         top = float("inf")
     else:
         image = max(1.0, activation.supremum(reach) + injection)
-        top = (row_sum * image + injection) * (1 + 1e-9)
+        top = (row_sum() * image + injection) * (1 + 1e-9)
     passed = top <= reach
     return Check(
         "arguments of the activation stay where its degree is proven",

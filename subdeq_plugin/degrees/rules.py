@@ -9,6 +9,7 @@ Jacobian of `F` is `diag(1/F) M diag(z)`, and its infinity-norm is at most the d
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 from ..errors import DegreeError
@@ -30,8 +31,11 @@ __all__ = [
 
 
 def round_up(value: Fraction) -> float:
-    """The smallest float that is not below `value`."""
-    nearest = float(value)
+    """The smallest float that is not below `value`; infinity beyond the range of a float."""
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -sys.float_info.max
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
 
 

@@ -16,7 +16,7 @@ from ..activations import Activation
 from ..degrees import POSITIVE, REALS
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
 from .bound import BoundMap, make_normalizer
-from .nonneg import make_nonneg
+from .nonneg import NONNEG, make_nonneg
 from .normalize import Normalizer
 from .operators import Operator
 
@@ -39,12 +39,12 @@ class Structure:
     Attributes:
         coefficients: tensors that are nonnegative exactly when the linear part is.
         zero_row: empty, or a description of a row that has, or may have, no nonzero coefficient.
-        row_sum: bound on the sum of the absolute coefficients of a row, or None where it depends on the input.
+        row_sum: computes a bound on the sum of the absolute coefficients of a row; None where the input decides it.
     """
 
     coefficients: tuple[Tensor, ...]
     zero_row: str
-    row_sum: float | None
+    row_sum: Callable[[], float] | None
 
 
 class SubhomLayer(nn.Module, ABC):
@@ -87,6 +87,8 @@ class SubhomLayer(nn.Module, ABC):
             raise unknown_name("weight", weight, ("nonneg", "signed"))
         if injection not in ("outside", "inside"):
             raise unknown_name("injection", injection, ("outside", "inside"))
+        if nonneg not in NONNEG:
+            raise unknown_name("nonnegative parametrization", nonneg, NONNEG)
         if injection_map not in INJECTION_MAPS:
             raise unknown_name("injection_map", injection_map, INJECTION_MAPS)
         self.activation = Activation(activation, shift, power)
@@ -136,7 +138,7 @@ class SubhomLayer(nn.Module, ABC):
     def structure(self) -> Structure:
         """What is known of the linear part before any input is given."""
         operator = self._operator(None)
-        return Structure(operator.coefficients(), operator.zero_row(None), operator.row_sum())
+        return Structure(operator.coefficients(), operator.zero_row(None), operator.row_sum)
 
     @abstractmethod
     def _features(self, x: Any) -> Tensor:
@@ -171,29 +173,43 @@ class SubhomLayer(nn.Module, ABC):
     def forward(self, z: Tensor, x: Any) -> Tensor:
         """One application of the map to a state `z` of shape `initial_state(x).shape`.
 
+        The sign of `z` is not checked here: inside a plain torchdeq core an accelerated solver may try a state outside
+        the cone and come back. Starts are checked, by `SubDEQ`, `solve` and the core "subdeq".
+
         Raises:
             ShapeError: `z` does not fit `x`.
-            DomainError: the layer lives on the positive orthant and `z` has an entry that is not positive.
         """
         bound = self.bind(x)
-        self.check_state(z, bound)
+        self._check_shape(z, bound)
         return bound(z)
 
-    def check_state(self, z: Tensor, bound: BoundMap) -> None:
-        """Refuse a state of the wrong dtype or shape, or outside the cone."""
+    @staticmethod
+    def _check_shape(z: Tensor, bound: BoundMap) -> None:
         check_floating("z", z)
         if bound.state_shape is not None:
             check_shape("z", z, tuple(bound.state_shape))
+
+    def check_state(self, z: Tensor, bound: BoundMap) -> None:
+        """Refuse a start of the wrong dtype or shape, or outside the cone.
+
+        Raises:
+            ShapeError: `z` does not fit the bound input.
+            DomainError: the layer lives on the positive orthant and `z` has an entry that is not positive.
+        """
+        self._check_shape(z, bound)
         if self.positive:
             check_positive("z", z)
 
     def initial_state(self, x: Any) -> Tensor:
         """The default start: all ones, in the shape and dtype of the state."""
-        bound = self.bind(x)
-        shape = bound.state_shape
-        assert shape is not None  # a layer always injects
-        dtype = next(self.parameters()).dtype
-        return torch.ones(shape, dtype=dtype, device=self._features(x).device)
+        return self.start_of(self.bind(x))
+
+    def start_of(self, bound: BoundMap) -> Tensor:
+        """The default start for a map that this layer has bound."""
+        injected = bound.inner if bound.inner is not None else bound.outer
+        assert injected is not None  # a layer always injects
+        # Under autocast the injection is lowered, the state is not.
+        return torch.ones_like(injected, dtype=next(self.parameters()).dtype)
 
     def _check_input(self, name: str, x: object, features: int, dim: int, allowed: tuple[int, ...] | None) -> Tensor:
         """The common checks of a feature tensor: dtype, number of dimensions, size of dimension `dim`."""

@@ -25,9 +25,9 @@ def _entries(graph: Tensor, nodes: int, dtype: torch.dtype) -> tuple[Tensor, Ten
     gathers from the sources of the edges that end in `i`.
     """
     if graph.layout == torch.strided:
-        if graph.dim() != 2 or graph.shape[0] != 2 or graph.is_floating_point():
+        if graph.dim() != 2 or graph.shape[0] != 2 or graph.dtype not in (torch.int32, torch.int64):
             raise ShapeError(
-                "the graph must be an integer edge_index of shape (2, m) or a torch sparse tensor of shape (n, n), "
+                "the graph must be an int32 or int64 edge_index of shape (2, m) or a torch sparse tensor of shape (n, n), "
                 f"got a dense {graph.dtype} tensor of shape {tuple(graph.shape)}."
             )
         if graph.numel() and (int(graph.min()) < 0 or int(graph.max()) >= nodes):
@@ -172,11 +172,14 @@ class SubhomGraph(SubhomLayer):
             self_loops=self.self_loops,
             adjacency_norm=self.adjacency_norm,
         )
-        if self.weight_kind == "nonneg" and bool((propagation.values() < 0).any()):
-            raise DomainError(
-                f"the adjacency has negative entries, the smallest {float(propagation.values().min()):g}; pass "
-                'nonnegative edge weights, or build the layer with weight="signed".'
-            )
+        if self.weight_kind == "nonneg" and graph.layout != torch.strided:
+            # Before the self-loops are added: these could cancel a negative entry and leave a row of zeros.
+            edges = _entries(graph, features.shape[-2], features.dtype)[2]
+            if bool((edges < 0).any()):
+                raise DomainError(
+                    f"the adjacency has negative entries, the smallest {float(edges.min()):g}; pass nonnegative edge "
+                    'weights, or build the layer with weight="signed".'
+                )
         return GraphOperator.build(propagation, self.weight if self.mix_features else None)
 
     def structure(self) -> Structure:

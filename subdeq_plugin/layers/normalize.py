@@ -51,6 +51,11 @@ class Normalizer:
         """`phi` of each group of a positive tensor, with the grouped dimensions kept at size 1."""
         if math.isinf(self.p):
             return value.amax(dim=self.dims, keepdim=True)
+        if self.p > 2:
+            # Scaled, or the powers of small entries would underflow to a norm of zero. The scale is a constant to
+            # autograd: the norm is homogeneous, so its derivative does not depend on it.
+            scale = value.detach().amax(dim=self.dims, keepdim=True)
+            return scale * torch.linalg.vector_norm(value / scale, ord=self.p, dim=self.dims, keepdim=True)
         return torch.linalg.vector_norm(value, ord=self.p, dim=self.dims, keepdim=True)
 
     def __call__(self, value: Tensor) -> Tensor:

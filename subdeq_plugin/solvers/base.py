@@ -1,0 +1,224 @@
+"""What a solver is given, what it must provide, and when it stops.
+
+A problem works on flattened states `(B, N)`: one row per sample, and rows do not influence each other. Solvers are
+frozen dataclasses whose fields are their options; whatever changes during a solve lives in a state object of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .._shapes import autocast_dtype, check_floating, check_nonempty, check_positive
+from ..errors import OptionError, unknown_name
+from ..metrics import METRICS, Contraction
+from ..result import Solution
+
+__all__ = ["STOP_MODES", "FixedPointMap", "Problem", "Solver", "Stop", "require"]
+
+STOP_MODES = ("abs", "rel", *METRICS)
+
+JacobianProduct = Callable[[Tensor], Tensor]
+
+
+class _Linearization(Protocol):
+    def jvp(self, v: Tensor) -> Tensor: ...
+
+    def vjp(self, u: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class FixedPointMap(Protocol):
+    """A map that tells more about itself than a plain callable does; `BoundMap` is one."""
+
+    @property
+    def sample_dims(self) -> int:
+        """How many trailing dimensions form one sample."""
+        ...
+
+    @property
+    def positive(self) -> bool:
+        """Whether states live on the open positive orthant."""
+        ...
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def linearize(self, z: Tensor) -> _Linearization:
+        """The Jacobian at `z` as products with tangents and cotangents."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Find `z = f(z)` on flattened states.
+
+    Attributes:
+        function: the map on states of shape `shape`.
+        shape: of a state, samples included.
+        samples: `B`.
+        positive: keep every iterate strictly positive.
+        contraction: a proven contraction of the map, if there is one.
+        jacobian: `z -> (v -> J v)` on states of shape `shape`, where the map brings it.
+        affine: the map is known to be affine.
+        lowered: the dtype autocast lowers the map to, or None. Only the map runs under autocast, not the solver.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    shape: torch.Size
+    samples: int
+    positive: bool = False
+    contraction: Contraction | None = None
+    jacobian: Callable[[Tensor], JacobianProduct] | None = None
+    affine: bool = False
+    lowered: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, function: Callable[[Tensor], Tensor], start: Tensor, contraction: Contraction | None = None) -> Problem:
+        """The problem of `function` from `start`.
+
+        For a plain callable the first dimension counts the samples (a vector is one number per sample, torchdeq's
+        convention). A map that describes itself says how many trailing dimensions form a sample.
+
+        Raises:
+            ShapeError: `start` is empty or not floating-point.
+            DomainError: the map lives on the positive orthant and `start` does not.
+        """
+        check_floating("z0", start)
+        check_nonempty("z0", start)
+        lowered = autocast_dtype(start.device)
+        if not isinstance(function, FixedPointMap):
+            samples = start.shape[0] if start.dim() else 1
+            return cls(function, start.shape, samples, contraction=contraction, lowered=lowered)
+        if function.positive:
+            check_positive("z0", start)
+        lead = start.shape[: start.dim() - function.sample_dims]
+
+        def jacobian(z: Tensor) -> JacobianProduct:
+            return function.linearize(z).jvp
+
+        affine = bool(getattr(function, "affine", False))
+        samples = math.prod(lead)
+        return cls(function, start.shape, samples, function.positive, contraction, jacobian, affine, lowered)
+
+    def evaluate(self, z: Tensor) -> Tensor:
+        """`f` on a state in its own shape, in the dtype of `z`."""
+        if self.lowered is None:
+            return self.function(z)
+        with torch.autocast(z.device.type, dtype=self.lowered):
+            return self.function(z).to(z.dtype)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """`f` on a flattened state `(B, N)`."""
+        return self.evaluate(z.reshape(self.shape)).reshape(self.samples, -1)
+
+    def flatten(self, z: Tensor) -> Tensor:
+        """A state as `(B, N)`."""
+        return z.reshape(self.samples, -1)
+
+    def admissible(self, z: Tensor) -> Tensor:
+        """`(B,)` bool: finite, and positive where the problem asks for it."""
+        fine = z.isfinite().all(dim=1)
+        return fine & (z > 0).all(dim=1) if self.positive else fine
+
+    def jacobian_at(self, z: Tensor, fz: Tensor) -> JacobianProduct:
+        """`v -> J v` at `z`, on `(B, N)`: the map's own product, or a difference quotient of `f`.
+
+        The quotient steps by the size of the residual, `f(z + h v) - f(z)` with `h |v| = |f(z) - z|`: exact for affine
+        maps, and ever closer to the derivative as the residual shrinks, as in Steffensen's method. A floor of the
+        square root of the rounding unit keeps cancellation in bounds (D. Knoll, D. Keyes, J. Comput. Phys. 193, 2004,
+        doi:10.1016/j.jcp.2003.08.010).
+        """
+        if self.jacobian is not None:
+            product = self.jacobian(z.reshape(self.shape))
+            return lambda v: product(v.reshape(self.shape)).reshape(self.samples, -1)
+        root = math.sqrt(self.rounding_unit(z))
+        residual = torch.linalg.vector_norm(fz - z, dim=1, keepdim=True)
+        step = torch.maximum(residual, root * torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(min=1e-30)
+
+        def quotient(v: Tensor) -> Tensor:
+            size = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+            h = step / torch.where(size > 0, size, torch.ones_like(size))
+            return (self(z + h * v) - fz) / h
+
+        return quotient
+
+    def rounding_unit(self, z: Tensor) -> float:
+        """Machine epsilon of the arithmetic in which the map acts on `z`."""
+        return float(torch.finfo(self.lowered or z.dtype).eps)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a solve ends and what it records.
+
+    Attributes:
+        tol: a sample is done when its residual in `mode` is at most this.
+        max_iter: the largest number of evaluations of the map.
+        mode: "abs" for `|f(z) - z|`, "rel" for `|f(z) - z| / |f(z)|` (two-norms per sample), or the distance from `z`
+            to `f(z)` in "thompson" or "hilbert".
+        indexing: evaluations (counted from 1) at which the state is to be recorded.
+
+    Raises:
+        OptionError: a value out of range.
+    """
+
+    tol: float = 1e-4
+    max_iter: int = 50
+    mode: str = "rel"
+    indexing: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tol, bool) or not isinstance(self.tol, int | float) or not self.tol >= 0:
+            raise OptionError(f"tol must be a nonnegative number, got {self.tol!r}.")
+        if int(self.max_iter) != self.max_iter or self.max_iter < 1:
+            raise OptionError(f"max_iter must be a positive integer, got {self.max_iter!r}.")
+        if self.mode not in STOP_MODES:
+            raise unknown_name("stop_mode", self.mode, STOP_MODES)
+
+
+class Solver(ABC):
+    """Base of the solvers. A subclass is a frozen dataclass and one file; `iterate` is the only loop."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def start(self, problem: Problem, z: Tensor) -> Any:
+        """A fresh state for one solve from `z (B, N)`."""
+
+    @abstractmethod
+    def step(self, problem: Problem, z: Tensor, fz: Tensor, state: Any) -> Tensor:
+        """Propose the next iterate `(B, N)` from `z` and `f(z)`; `state` may be changed in place.
+
+        Rows with NaN may come in and must stay rows with NaN. The loop replaces a proposal that is not admissible by
+        `fz`, and never shows a step a pair `(z, fz)` in which `fz` is not `f(z)`.
+        """
+
+    def solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
+        """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`."""
+        with torch.no_grad(), torch.autocast(z0.device.type, enabled=False):
+            return self._run(problem, z0.detach(), stop)
+
+    def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
+        """What `solve` does; only a solver that is more than a step overrides it."""
+        from .loop import iterate
+
+        return iterate(problem, self, z0, stop)
+
+    @classmethod
+    def options(cls) -> dict[str, type]:
+        """The options and their types, for checking and for documentation."""
+        kinds: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+        # `from __future__ import annotations` makes the annotation of a field its source text.
+        return {option.name: kinds[str(option.type)] for option in fields(cls)}  # type: ignore[arg-type]
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """`OptionError` unless `condition`."""
+    if not condition:
+        raise OptionError(f"{name} must be {rule}, got {value!r}.")
