@@ -6,12 +6,14 @@ Shape letters used in docstrings throughout the package:
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from .errors import DomainError, ShapeError
 
-__all__ = ["autocast_dtype", "check_floating", "check_nonempty", "check_positive", "check_shape"]
+__all__ = ["autocast_dtype", "autocast_off", "check_floating", "check_nonempty", "check_positive", "check_shape"]
 
 
 def check_floating(name: str, value: object) -> Tensor:
@@ -42,7 +44,7 @@ def check_positive(name: str, value: Tensor) -> None:
     """
     bad = (value <= 0) | torch.isinf(value)
     if bool(bad.any()):
-        worst = float(value[bad].min())
+        worst = float(value.detach()[bad].min())
         raise DomainError(
             f"{name} must be strictly positive and finite (the layer lives on the open positive orthant), "
             f"but {int(bad.sum())} entries are not, for instance {worst:g}; start from torch.ones_like({name})."
@@ -58,3 +60,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         if kind == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def autocast_off(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context without autocast; nothing at all where it is off already (not every device knows autocast)."""
+    if autocast_dtype(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

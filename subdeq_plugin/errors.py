@@ -64,5 +64,5 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> OptionError:
     """The error for a name that is not among `valid`; it points at the nearest one."""
     names = sorted(valid)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return OptionError(f"unknown {kind} {name!r}{hint} Valid: {', '.join(names)}.")

@@ -77,17 +77,20 @@ def iterations_for(eps: float, rate: float, first_step: float) -> int:
         first_step: the distance from the start to its image, in the same metric.
 
     Raises:
-        OptionError: `eps` is not positive, or `rate` is not in `[0, 1)`.
+        OptionError: `eps` is not positive, `rate` not in `[0, 1)`, or `first_step` negative or not finite.
     """
     if not eps > 0:
         raise OptionError(f"eps must be positive, got {eps!r}.")
     if not 0 <= rate < 1:
         raise OptionError(f"rate must be in [0, 1), got {rate!r}.")
+    if not (first_step >= 0 and math.isfinite(first_step)):
+        raise OptionError(f"first_step must be finite and nonnegative, got {first_step!r}.")
     if first_step <= eps * (1 - rate):
         return 0
     if rate == 0:
         return 1
-    return max(0, math.ceil(math.log(eps * (1 - rate) / first_step) / math.log(rate)))
+    # Logarithms one by one: the product eps * (1 - rate) may underflow.
+    return max(0, math.ceil((math.log(eps) + math.log1p(-rate) - math.log(first_step)) / math.log(rate)))
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,12 @@ def _shifted_degree(function: ScalarFunction, shift: float, domain: Interval) ->
     at_most_one = Degree(1.0, domain, (f"{what}: t s'(t) <= s(t) for t > 0, so degree 1",), function.nondecreasing)
     if lemma and shift == 0 and float(function.value(torch.zeros(()))) == 0:
         return at_most_one  # the ratio is 0/0 at the origin: interval arithmetic cannot improve on the lemma
-    proof = prove_ratio(
-        function.pieces, shift, domain, name=function.name, ceiling=1.0 if lemma else math.inf
-    )
+    try:
+        proof = prove_ratio(function.pieces, shift, domain, name=function.name, ceiling=1.0 if lemma else math.inf)
+    except DegreeError:
+        if not lemma:
+            raise
+        return at_most_one  # a shift so small that boxes cannot separate it from zero
     if lemma and proof.bound >= 1:
         return at_most_one
     return Degree(

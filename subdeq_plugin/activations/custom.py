@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,12 +58,13 @@ def register_activation(
     if expression is not None:
         pieces = [(-math.inf, math.inf, expression)]
     parts = tuple(Piece(float(lo), float(hi), part) for lo, hi, part in pieces)
+    formulas = tuple(formula for _, _, formula in pieces)
     _check_joints(name, parts)
 
     def value(t: Tensor) -> Tensor:
-        result = parts[-1].expression(_inside(t, parts[-1]))
-        for part in reversed(parts[:-1]):
-            result = torch.where(t <= part.hi, part.expression(_inside(t, part)), result)
+        result: Tensor = formulas[-1](_inside(t, parts[-1]))
+        for part, formula in zip(reversed(parts[:-1]), reversed(formulas[:-1]), strict=True):
+            result = torch.where(t <= part.hi, formula(_inside(t, part)), result)
         return result
 
     def derivative(t: Tensor) -> Tensor:
@@ -100,18 +102,22 @@ def _enclose(name: str, part: Piece, at: float) -> Jet:
 
 def _check_joints(name: str, parts: tuple[Piece, ...]) -> None:
     if parts[0].lo != -math.inf or parts[-1].hi != math.inf:
-        raise DegreeError(f"the pieces of {name!r} must cover the real line; they cover {parts[0].lo} to {parts[-1].hi}.")
+        raise DegreeError(
+            f"the pieces of {name!r} must cover the real line; they cover {parts[0].lo} to {parts[-1].hi}."
+        )
     for part in parts:
         if not part.lo < part.hi:
             raise DegreeError(f"a piece of {name!r} goes from {part.lo} to {part.hi}; give them in increasing order.")
-    for left, right in zip(parts[:-1], parts[1:], strict=True):
+    for left, right in itertools.pairwise(parts):
         if left.hi != right.lo:
             raise DegreeError(f"the pieces of {name!r} leave a gap or overlap: {left.hi} against {right.lo}.")
         jump = _enclose(name, left, left.hi).value - _enclose(name, right, left.hi).value
         if not jump.is_finite():
             raise DegreeError(f"a piece of {name!r} has no finite value at its end t = {left.hi:g}.")
         if not jump.contains(0):
-            raise DegreeError(f"activation {name!r} jumps by {float(jump):.6g} at t = {left.hi:g}; it must be continuous.")
+            raise DegreeError(
+                f"activation {name!r} jumps by {float(jump):.6g} at t = {left.hi:g}; it must be continuous."
+            )
 
 
 def _check_agreement(function: ScalarFunction) -> None:

@@ -26,9 +26,11 @@ __all__ = ["Adjoint", "ImplicitMap", "attach", "fixed_point"]
 
 
 class _Jacobian(Protocol):
-    def jvp(self, v: Tensor) -> Tensor: ...
+    @property
+    def jvp(self) -> Callable[[Tensor], Tensor]: ...
 
-    def vjp(self, u: Tensor) -> Tensor: ...
+    @property
+    def vjp(self) -> Callable[[Tensor], Tensor]: ...
 
 
 class ImplicitMap(Protocol):
@@ -42,9 +44,9 @@ class ImplicitMap(Protocol):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> ImplicitMap: ...
 
-    def __call__(self, z: Tensor) -> Tensor: ...
+    def __call__(self, z: Tensor, /) -> Tensor: ...
 
-    def linearize(self, z: Tensor) -> _Jacobian: ...
+    def linearize(self, z: Tensor, /) -> _Jacobian: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class _Implicit(torch.autograd.Function):
             u = ctx.adjoint.solve(equation, g.detach(), z.detach())
         if higher:
             primal = ctx.equation.with_tensors(theta)
-            u = fixed_point(_AdjointMap(primal, (g, z, *theta)), u, replace(ctx.adjoint, rate=None))
+            adjoint_map = _AdjointMap(primal, (g, z, *theta))
+            u = fixed_point(adjoint_map, u, replace(ctx.adjoint, rate=None))
         with torch.enable_grad():
             # Aliases: `z` depends on `theta` as well, and that path is the adjoint's business, not this product's.
             alias = [
@@ -212,10 +215,10 @@ class _Attached(torch.autograd.Function):
         (z,) = ctx.saved_tensors
         with torch.enable_grad():
             at = z.detach().requires_grad_()
-            image = ctx.function(at)
+            image = ctx.function(at).to(z.dtype)
 
         def transposed(u: Tensor) -> Tensor:
-            return torch.autograd.grad(image, at, u, retain_graph=True)[0]
+            return torch.autograd.grad(image, at, u, retain_graph=True, materialize_grads=True)[0]
 
         return ctx.adjoint.solve(_AdjointEquation(g, transposed, max(z.dim() - 1, 0)), g, None), None, None, None
 
@@ -229,9 +232,10 @@ def attach(function: Callable[[Tensor], Tensor], solution: Tensor, adjoint: Adjo
         adjoint: how the backward equation is solved.
 
     Returns:
-        `function(solution)`, with the gradient of the fixed point. First derivatives only.
+        `function(solution)` in the dtype of `solution` (autocast may lower the map, but not the adjoint solve), with
+        the gradient of the fixed point. First derivatives only.
     """
     with torch.enable_grad():
-        image = function(solution)
+        image = function(solution).to(solution.dtype)
     result: Tensor = _Attached.apply(image, function, solution, adjoint)
     return result

@@ -111,11 +111,12 @@ class Certificate:
             eps: the distance to guarantee, in the certificate's metric.
             x: the input, where the certificate was made without one.
             first_step: the distance from the start to its image, for a start of your own. Left out, it is measured
-                on the input; a certificate without an input takes 1, a first step of one natural-log unit.
+                on the input; a certificate without an input takes 1, a first step of one natural-log unit. In Hilbert's
+                metric your start must lie on the slice, of norm 1.
 
         Raises:
             CertificateError: nothing is proven.
-            OptionError: `eps` is not positive.
+            OptionError: `eps` is not positive, or `first_step` not a finite nonnegative number.
         """
         if not self.unique or self.rate is None:
             raise CertificateError("no number of iterations is guaranteed: " + "; ".join(self.reasons))
@@ -180,8 +181,8 @@ def _json_value(value: str | float) -> str | float:
 
 
 def snapshot(bound: BoundMap) -> BoundMap:
-    """A copy that later training steps cannot change."""
-    return bound.with_tensors([tensor.detach().clone() for tensor in bound.tensors])
+    """A copy that later training steps cannot change; only leaves can be changed in place, so only they are copied."""
+    return bound.with_tensors([part.detach().clone() if part.is_leaf else part.detach() for part in bound.tensors])
 
 
 def smallest(parts: tuple[Tensor, ...]) -> float:

@@ -164,7 +164,7 @@ def _injection_check(place: str, injected: Tensor) -> Check:
 def _injection_checks_unseen(layer: SubhomLayer) -> list[Check]:
     place, kind = layer.injection_place, layer.injection_map
     by_construction = kind != "identity"
-    bad = sum(int((~parameter.isfinite()).sum()) for parameter in layer.injection.parameters())
+    bad = sum(int((~parameter.isfinite()).sum()) for parameter in layer.injection_parameters())
     return [
         Check(
             f"injection {place} the activation is nonnegative",

@@ -30,6 +30,12 @@ def _exp(x: arb) -> arb:
     return x.lower().exp().union(x.upper().exp())
 
 
+def _softplus(x: arb) -> arb:
+    """`log(1 + exp(x))` of a thin ball, written so that neither sign overflows."""
+    magnitude = abs(x)
+    return (x + magnitude) / 2 + (-magnitude).exp().log1p()
+
+
 @dataclass(frozen=True)
 class Jet:
     """`value`, `first` and `second` enclose `f(t)`, `f'(t)` and `f''(t)` for every `t` of one ball."""
@@ -131,9 +137,7 @@ class Jet:
 
     def softplus(self) -> Jet:
         half = self.value / 2
-        # log(1 + e^t) = log(2 cosh(t/2)) + t/2, written for either sign so that neither overflows.
-        magnitude = abs(self.value)
-        value = (self.value + magnitude) / 2 + _exp(-magnitude).log1p()
+        value = _softplus(self.value.lower()).union(_softplus(self.value.upper()))
         return self._chain(value, (1 + half.tanh()) / 2, _sech_squared(half) / 4)
 
     def atan(self) -> Jet:

@@ -10,6 +10,7 @@ with the mean-value form, which makes the overestimation quadratic in the width 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ __all__ = ["FLOAT_RANGE", "Piece", "ScalarProof", "enclose_range", "prove_ratio"
 # Without a lemma for the tail, a proof covers what a double can hold: 2**-1022 to 2**1022 and their negatives.
 FLOAT_RANGE = 2.0**1022
 _SMALLEST = 2.0**-1022
-_CENTRE = 2.0**6  # below it plain bisection works well; beyond it the boxes double in size
+_CENTRE = 2.0**6  # beyond it the boxes double in size
+_TAIL = 2.0**20  # where the lemmas for tails take over
 _BITS = 96
 _MAX_BOXES = 10_000
 
@@ -114,12 +116,12 @@ def _boxes(lo: float, hi: float) -> list[tuple[float, float]]:
     while scale <= FLOAT_RANGE:
         marks.update((scale, -scale))
         scale *= 2
-    scale = 0.5
+    scale = _CENTRE / 2  # powers of two inside as well: one wide box would hide that a function increases
     while scale >= 2.0**-20:
         marks.update((scale, -scale))
         scale /= 2
     ends = sorted(mark for mark in marks if lo <= mark <= hi)
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(itertools.pairwise(ends))
 
 
 def _prove_piece(
@@ -201,7 +203,7 @@ def prove_ratio(
             lo, hi = max(piece.lo, domain.lo), min(piece.hi, domain.hi)
             if lo >= hi:
                 continue
-            limit = _CENTRE if piece.tail is not None else FLOAT_RANGE
+            limit = _TAIL if piece.tail is not None else FLOAT_RANGE
             if math.isinf(lo):
                 if piece.tail is None:
                     reach_lo = -limit
@@ -212,7 +214,7 @@ def prove_ratio(
                 hi = limit
             for side in (piece.lo, piece.hi):
                 if piece.tail is not None and math.isinf(side) and side in (domain.lo, domain.hi):
-                    tail = piece.tail(arb(_CENTRE), arb(shift))
+                    tail = piece.tail(arb(_TAIL), arb(shift))
                     if not tail.is_finite():
                         raise DegreeError(
                             f"{name} with shift={shift!r}: |t s'(t)| / (s(t) + shift) is unbounded, or s + shift is "

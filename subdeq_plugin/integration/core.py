@@ -48,9 +48,9 @@ _FOREIGN_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "sup_loc": (None, [], ()),
 }
 _UNUSED = (
-    "core ift hook_ift norm_type norm_no_scale norm_clip norm_clip_value norm_target_norm sn_n_power_iters gamma "
-    "jac_loss_weight jac_loss_freq jac_incremental sradius_mode"
-).split()
+    *("core", "ift", "hook_ift", "sradius_mode", "gamma", "jac_loss_weight", "jac_loss_freq", "jac_incremental"),
+    *("norm_type", "norm_no_scale", "norm_clip", "norm_clip_value", "norm_target_norm", "sn_n_power_iters"),
+)
 _VALID = (*_DEFAULTS, *_FOREIGN_DEFAULTS, *_UNUSED)
 
 
@@ -111,6 +111,10 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         self.forward_solution: Solution | None = None
         self.backward_solution: Solution | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies leave out the last certificate: it holds a batch, and torch cannot copy sparse matrices."""
+        return {**self.__dict__, "certificate": None}
+
     def forward(
         self,
         func: Callable[..., Any],
@@ -136,10 +140,10 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
             ShapeError, DomainError: an unusable start.
             ConvergenceError: samples failed and `on_failure="raise"`.
         """
+        wrapped: Any = func
         if isinstance(func, BoundMap):
-            z_init = _start(func, z_init)
+            start = _start(func, z_init)
             self.certificate = certify(func)
-            wrapped, start = func, z_init
         else:
             if z_init is None:
                 raise ShapeError("z_init is missing; it may be left out only for a BoundMap (layer.bind(x)).")
@@ -160,12 +164,15 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         for name in override:
             if name not in ("f_max_iter", "f_tol"):
                 raise unknown_name("entry of solver_kwargs", name, ("f_max_iter", "f_tol"))
-        limit = int(override.get("f_max_iter", self.f_max_iter if self.training else self.eval_f_max_iter))
-        tol = float(override.get("f_tol", self.f_tol))
+        chosen: dict[str, Any] = {"f_max_iter": self._limit(), "f_tol": self.f_tol, **override}
+        limit, tol = int(chosen["f_max_iter"]), float(chosen["f_tol"])
         if self._certified_stop and contraction is not None:
             # d(z, z*) <= d(f(z), z) / (1 - rate): the residual to reach for a guaranteed distance of tol.
             return Stop(tol * (1 - contraction.rate), limit, contraction.metric)
         return Stop(tol, limit, self.f_stop_mode)
+
+    def _limit(self) -> int:
+        return int(self.f_max_iter if self.training else self.eval_f_max_iter)
 
     def _differentiable(
         self,
@@ -208,7 +215,8 @@ def _plain(args: Any) -> dict[str, Any]:
         return {}
     if isinstance(args, dict):
         return dict(args)
-    return dict(getattr(args, "config", None) or vars(args))
+    config = getattr(args, "config", None)  # torchdeq's DEQConfig; a namespace may have a `config` of its own
+    return dict(config if isinstance(config, dict) else vars(args))
 
 
 def _registered(key: str) -> str:
@@ -221,12 +229,13 @@ def _start(bound: BoundMap, z_init: Any) -> Tensor:
     if z_init is None:
         if shape is None:
             raise ShapeError("z_init is missing, and this map has no injection that would tell the state's shape.")
-        like = bound.tensors[0]
-        return torch.ones(shape, dtype=like.dtype, device=like.device)
+        return torch.ones(shape, dtype=bound.dtype, device=bound.operator.coefficients()[0].device)
     if not isinstance(z_init, Tensor):
         raise ShapeError(f"z_init must be one tensor for a BoundMap, got {type(z_init).__name__}.")
     if shape is not None and z_init.shape != shape:
         raise ShapeError(f"z_init must have shape {tuple(shape)}, got {tuple(z_init.shape)}.")
+    if z_init.dtype != bound.dtype:
+        raise ShapeError(f"z_init must have the dtype of the map, {bound.dtype}, got {z_init.dtype}.")
     return z_init
 
 

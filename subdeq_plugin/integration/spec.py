@@ -50,7 +50,9 @@ def parse_solver(key: str) -> Solver:
     table = kind.options()
     given: dict[str, int | float | bool | str] = {}
     try:
-        pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True) if query else []
+        # A plus sign belongs to a number ("1e+20"); in a URL it would be a space.
+        text = query.replace("+", "%2B")
+        pairs = parse_qsl(text, strict_parsing=True, keep_blank_values=True) if query else []
     except ValueError as error:
         raise OptionError(f"the options of {key!r} must read option=value&option=value.") from error
     for option, text in pairs:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchdeq import core as _torchdeq_core
 from torchdeq.norm import base_norm as _torchdeq_norm
 from torchdeq.solver.stat import SolverStat
-from torchdeq.utils.layer_utils import deq_decorator
+from torchdeq.utils.layer_utils import DEQWrapper, deq_decorator
 
 from ..certificates import certify
 from ..errors import OptionError, unknown_name
@@ -53,7 +53,8 @@ def statistics(solution: Solution) -> SolverStat:
 
 def _unwrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The user's `BoundMap` inside torchdeq's wrapper, or the function as it is."""
-    inner = getattr(function, "func", None)
+    # Exactly this wrapper: its subclass and its sibling pass lists of states.
+    inner = getattr(function, "func", None) if type(function) is DEQWrapper else None
     return inner if isinstance(inner, BoundMap) else function
 
 
@@ -117,15 +118,14 @@ class _Foreign(Solver):
 
         mode = stop.mode if stop.mode in ("abs", "rel") else "rel"
         value = self.function(counted, z0, max_iter=stop.max_iter, tol=stop.tol, stop_mode=mode)[0]
-        # One evaluation at the returned state: what the solver says of itself is not taken on trust.
-        measured = super()._run(problem, value, replace(stop, max_iter=1, mode=mode))
+        # What the solver says of itself is not taken on trust: its result is tested anew, and where that fails the
+        # evaluations left are plain steps (torchdeq's solvers know neither Thompson's metric nor Hilbert's).
+        measured = super()._run(problem, value, replace(stop, max_iter=max(1, int(stop.max_iter) - calls)))
         return replace(
             measured,
-            iterations=torch.full_like(measured.iterations, calls),
-            evaluations=calls + 1,
-            status=torch.where(
-                measured.status == Status.NONFINITE, int(Status.DIVERGED), measured.status
-            ),
+            iterations=calls + measured.iterations,
+            evaluations=calls + measured.evaluations,
+            status=torch.where(measured.status == Status.NONFINITE, int(Status.DIVERGED), measured.status),
         )
 
 
@@ -234,7 +234,10 @@ def register_solvers() -> tuple[str, ...]:
 
 
 def register_norm() -> None:
-    """Register the norm type "nonneg"."""
+    """Register the norm type "nonneg"; a norm of that name that is not ours is left alone."""
+    present = _torchdeq_norm._norm_class.get("nonneg")
+    if present is not None and present is not NonnegNorm:
+        raise OptionError("torchdeq already has a norm type 'nonneg' that is not ours; it is left alone.")
     _torchdeq_norm.register_norm("nonneg", NonnegNorm)
 
 

@@ -131,6 +131,10 @@ class SubhomLayer(nn.Module, ABC):
 
         return init
 
+    def injection_parameters(self) -> tuple[Tensor, ...]:
+        """The parameters through which the input is injected."""
+        return tuple(parameter for name, parameter in self.named_parameters() if name.startswith("injection."))
+
     @abstractmethod
     def _operator(self, x: Any) -> Operator:
         """The linear part for input `x`."""
@@ -197,6 +201,8 @@ class SubhomLayer(nn.Module, ABC):
             DomainError: the layer lives on the positive orthant and `z` has an entry that is not positive.
         """
         self._check_shape(z, bound)
+        if z.dtype != bound.dtype:
+            raise ShapeError(f"z must have the dtype of the layer, {bound.dtype}, got {z.dtype}.")
         if self.positive:
             check_positive("z", z)
 
@@ -208,8 +214,7 @@ class SubhomLayer(nn.Module, ABC):
         """The default start for a map that this layer has bound."""
         injected = bound.inner if bound.inner is not None else bound.outer
         assert injected is not None  # a layer always injects
-        # Under autocast the injection is lowered, the state is not.
-        return torch.ones_like(injected, dtype=next(self.parameters()).dtype)
+        return torch.ones_like(injected, dtype=bound.dtype)
 
     def _check_input(self, name: str, x: object, features: int, dim: int, allowed: tuple[int, ...] | None) -> Tensor:
         """The common checks of a feature tensor: dtype, number of dimensions, size of dimension `dim`."""
@@ -219,9 +224,7 @@ class SubhomLayer(nn.Module, ABC):
                 f"{name} must have {' or '.join(map(str, allowed))} dimensions, got shape {tuple(value.shape)}."
             )
         if value.dim() < -dim or value.shape[dim] != features:
-            raise ShapeError(
-                f"{name} must have size {features} in dimension {dim}, got shape {tuple(value.shape)}."
-            )
+            raise ShapeError(f"{name} must have size {features} in dimension {dim}, got shape {tuple(value.shape)}.")
         dtype = next(self.parameters()).dtype
         if value.dtype != dtype and autocast_dtype(value.device) is None:
             raise ShapeError(

@@ -84,6 +84,13 @@ class BoundMap:
         value = self.activation(t)
         return value if self.outer is None else value + self.outer
 
+    def project(self, z: Tensor) -> Tensor:
+        """`z` divided by its norms, where the map is normalised: its fixed points lie there, and so does the proof.
+
+        In Hilbert's metric the contraction holds on the slice `phi = 1` only; a state off it may look like a solution.
+        """
+        return z if self.normalizer is None else self.normalizer(z)
+
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian at `z`, as exact products with tangents and cotangents."""
         return Linearization(self, z)
@@ -106,6 +113,11 @@ class BoundMap:
         """The shape of the state, where an injection determines it."""
         given = self.inner if self.inner is not None else self.outer
         return None if given is None else given.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of states: that of the operator, whatever autocast made of the injection."""
+        return self.operator.coefficients()[0].dtype
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -172,9 +184,7 @@ class BoundMap:
             operator: Operator = OPERATORS[str(kind)].restore(spec.arrays, options)
         except KeyError as error:
             raise OptionError(f"the spec of a {kind!r} map lacks {error.args[0]!r}.") from error
-        activation = Activation(
-            options.get("activation", "tanh"), options.get("shift", 0.0), options.get("power", 1.0)
-        )
+        activation = Activation(options.get("activation", "tanh"), options.get("shift", 0.0), options.get("power", 1.0))
         return cls(
             operator,
             activation,

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._shapes import check_floating
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
 from .base import Structure, SubhomLayer
 from .linear import check_size
-from .operators import DenseOperator, GraphOperator, csr
+from .operators import DenseOperator, GraphOperator, Propagation, csr
 
 __all__ = ["SubhomGraph", "propagation_matrix"]
 
@@ -27,7 +26,7 @@ def _entries(graph: Tensor, nodes: int, dtype: torch.dtype) -> tuple[Tensor, Ten
     if graph.layout == torch.strided:
         if graph.dim() != 2 or graph.shape[0] != 2 or graph.dtype not in (torch.int32, torch.int64):
             raise ShapeError(
-                "the graph must be an int32 or int64 edge_index of shape (2, m) or a torch sparse tensor of shape (n, n), "
+                "the graph must be an int32 or int64 edge_index of shape (2, m), or a torch sparse (n, n) tensor, "
                 f"got a dense {graph.dtype} tensor of shape {tuple(graph.shape)}."
             )
         if graph.numel() and (int(graph.min()) < 0 or int(graph.max()) >= nodes):
@@ -93,8 +92,8 @@ class SubhomGraph(SubhomLayer):
         device, dtype: of the parameters.
 
     Input: `x = (features, graph)` with features `(n, in_features)` or `(B, n, in_features)` and the graph an integer
-    `edge_index (2, m)` (PyG) or a torch sparse `(n, n)` adjacency. The state is `(n, d)` or `(B, n, d)`; the nodes of
-    one graph are coupled and count as one sample.
+    `edge_index (2, m)` (PyG), a torch sparse `(n, n)` adjacency, or what `prepare` made of one. The state is
+    `(n, d)` or `(B, n, d)`; the nodes of one graph are coupled and count as one sample.
 
     Sources: J. Gasteiger, A. Bojchevski, S. Guennemann, *Predict then Propagate*, ICLR 2019 (arXiv:1810.05997);
     Sittoni and Tudisco, ICML 2024 (arXiv:2403.00720), section 6.
@@ -150,8 +149,41 @@ class SubhomGraph(SubhomLayer):
             self.weight = nn.Parameter(torch.empty(state_features, state_features, device=device, dtype=dtype))
             self._finish_weight(self._uniform(weight == "nonneg"), state_features)
 
-    def _split(self, x: Any) -> tuple[Tensor, Tensor]:
-        if not (isinstance(x, tuple | list) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)):
+    def prepare(self, graph: Tensor, nodes: int) -> Propagation:
+        """The propagation of a graph, to be passed in its place where the same graph is used again and again.
+
+        Args:
+            graph: integer `edge_index (2, m)` or a torch sparse `(n, n)` adjacency.
+            nodes: `n`.
+
+        Raises:
+            ShapeError: the graph does not fit `nodes`.
+            DomainError: an edge weight is negative and the layer's weights are not signed.
+        """
+        if self.weight_kind == "nonneg" and graph.layout != torch.strided:
+            # Before the self-loops are added: these could cancel a negative entry and leave a row of zeros.
+            edges = _entries(graph, nodes, graph.dtype)[2]
+            if bool((edges < 0).any()):
+                raise DomainError(
+                    f"the adjacency has negative entries, the smallest {float(edges.min()):g}; pass nonnegative edge "
+                    'weights, or build the layer with weight="signed".'
+                )
+        matrix = propagation_matrix(
+            graph,
+            nodes,
+            self.injection.weight.dtype,
+            teleport=self.teleport,
+            self_loops=self.self_loops,
+            adjacency_norm=self.adjacency_norm,
+        )
+        return Propagation.of(matrix, self._settings)
+
+    @property
+    def _settings(self) -> tuple[float | bool | str, ...]:
+        return self.teleport, self.self_loops, self.adjacency_norm, self.weight_kind
+
+    def _split(self, x: Any) -> tuple[Tensor, Tensor | Propagation]:
+        if not (isinstance(x, tuple | list) and len(x) == 2 and isinstance(x[1], Tensor | Propagation)):
             raise ShapeError(f"x must be a pair (features, edge_index or adjacency), got {type(x).__name__}.")
         return x[0], x[1]
 
@@ -164,23 +196,16 @@ class SubhomGraph(SubhomLayer):
 
     def _operator(self, x: Any) -> GraphOperator:
         features, graph = self._split(x)
-        propagation = propagation_matrix(
-            graph,
-            features.shape[-2],
-            check_floating("injection weight", self.injection.weight).dtype,
-            teleport=self.teleport,
-            self_loops=self.self_loops,
-            adjacency_norm=self.adjacency_norm,
-        )
-        if self.weight_kind == "nonneg" and graph.layout != torch.strided:
-            # Before the self-loops are added: these could cancel a negative entry and leave a row of zeros.
-            edges = _entries(graph, features.shape[-2], features.dtype)[2]
-            if bool((edges < 0).any()):
-                raise DomainError(
-                    f"the adjacency has negative entries, the smallest {float(edges.min()):g}; pass nonnegative edge "
-                    'weights, or build the layer with weight="signed".'
-                )
-        return GraphOperator.build(propagation, self.weight if self.mix_features else None)
+        nodes = features.shape[-2]
+        propagation = graph if isinstance(graph, Propagation) else self.prepare(graph, nodes)
+        if propagation.settings != self._settings:
+            raise OptionError(
+                f"the graph was prepared by a layer with {propagation.settings}, this one has {self._settings} "
+                "(teleport, self_loops, adjacency_norm, weight); call prepare of this layer."
+            )
+        if propagation.matrix.shape[0] != nodes:
+            raise ShapeError(f"the graph has {propagation.matrix.shape[0]} nodes, the features have {nodes}.")
+        return GraphOperator(propagation, self.weight if self.mix_features else None)
 
     def structure(self) -> Structure:
         """For every graph: `bind` refuses negative edges, and self-loops leave no row empty."""

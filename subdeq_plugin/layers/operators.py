@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPERATORS", "ConvOperator", "DenseOperator", "GraphOperator", "Operator", "csr"]
+from .._shapes import autocast_off
+
+__all__ = ["OPERATORS", "ConvOperator", "DenseOperator", "GraphOperator", "Operator", "Propagation", "csr"]
 
 
 class Operator(Protocol):
@@ -204,7 +206,7 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
         # Sparse products exist in float32 and float64 only, so autocast must not lower them.
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x.device):
             return torch.sparse.mm(matrix, x.to(matrix.dtype)).to(x.dtype)
 
     @staticmethod
@@ -214,23 +216,44 @@ class _SparseProduct(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Propagation:
+    """A sparse CSR matrix `(n, n)` with its transpose, which backward products need.
+
+    Attributes:
+        matrix: the propagation matrix.
+        transposed: its transpose.
+        settings: of the layer that prepared it; another layer's certificate does not cover it.
+    """
+
+    matrix: Tensor
+    transposed: Tensor
+    settings: tuple[float | bool | str, ...] = ()
+
+    @classmethod
+    def of(cls, matrix: Tensor, settings: tuple[float | bool | str, ...] = ()) -> Propagation:
+        """From the matrix alone."""
+        return cls(matrix, _transposed(matrix), settings)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Propagation:
+        return Propagation(self.matrix.to(device, dtype), self.transposed.to(device, dtype), self.settings)
+
+
+@dataclass(frozen=True)
 class GraphOperator:
-    """`Z -> P Z` or `Z -> P Z W^T`: `z` is `(..., n, d)`, `propagation` sparse CSR `(n, n)`, `weight` `(d, d)`.
+    """`Z -> P Z` or `Z -> P Z W^T`: `z` is `(..., n, d)`, the propagation `P` `(n, n)`, `weight` `(d, d)`.
 
     The nodes of one graph are coupled, so a whole graph is one sample.
     """
 
-    propagation: Tensor
-    transposed: Tensor
+    propagation: Propagation
     weight: Tensor | None = None
     kind: ClassVar[str] = "graph"
     sample_dims: ClassVar[int] = 2
     groups: ClassVar[dict[str, tuple[int, ...]]] = {"state": (-2, -1), "channel": (-2,), "node": (-1,)}
 
-    @classmethod
-    def build(cls, propagation: Tensor, weight: Tensor | None) -> GraphOperator:
-        """From the propagation matrix alone; its transpose is stored for the backward products."""
-        return cls(propagation, _transposed(propagation), weight)
+    @property
+    def _matrix(self) -> Tensor:
+        return self.propagation.matrix
 
     def _propagate(self, z: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         nodes, features = z.shape[-2:]
@@ -239,12 +262,12 @@ class GraphOperator:
         return product.reshape(nodes, -1, features).transpose(0, 1).reshape(z.shape)
 
     def __call__(self, z: Tensor) -> Tensor:
-        spread = self._propagate(z, self.propagation, self.transposed)
+        spread = self._propagate(z, self._matrix, self.propagation.transposed)
         return spread if self.weight is None else F.linear(spread, self.weight)
 
     def transpose(self, u: Tensor) -> Tensor:
         mixed = u if self.weight is None else F.linear(u, self.weight.t())
-        return self._propagate(mixed, self.transposed, self.propagation)
+        return self._propagate(mixed, self.propagation.transposed, self._matrix)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -254,54 +277,54 @@ class GraphOperator:
         return replace(self, weight=tensors[0] if tensors else None)
 
     def coefficients(self) -> tuple[Tensor, ...]:
-        return (self.propagation.values(), *self.tensors)
+        return (self._matrix.values(), *self.tensors)
 
     def zero_row(self, state_shape: torch.Size | None) -> str:
         rows = torch.repeat_interleave(
-            torch.arange(self.propagation.shape[0], device=self.propagation.device),
-            self.propagation.crow_indices().diff(),
+            torch.arange(self._matrix.shape[0], device=self._matrix.device),
+            self._matrix.crow_indices().diff(),
         )
-        nonzero = self.propagation.values() != 0
-        empty = torch.bincount(rows[nonzero], minlength=self.propagation.shape[0]) == 0
+        nonzero = self._matrix.values() != 0
+        empty = torch.bincount(rows[nonzero], minlength=self._matrix.shape[0]) == 0
         if bool(empty.any()):
             return f"node {int(empty.nonzero()[0])} (it has no neighbour; add self-loops)"
         return DenseOperator(self.weight).zero_row(None) if self.weight is not None else ""
 
     def terms(self) -> int:
-        neighbours = int(self.propagation.crow_indices().diff().max())
+        neighbours = int(self._matrix.crow_indices().diff().max())
         return neighbours if self.weight is None else neighbours + self.weight.shape[1]
 
     def row_sum(self) -> float:
-        ones = torch.ones(self.propagation.shape[0], 1, dtype=torch.float64, device=self.propagation.device)
+        ones = torch.ones(self._matrix.shape[0], 1, dtype=torch.float64, device=self._matrix.device)
         magnitude = _csr_tensor(
-            self.propagation.crow_indices(),
-            self.propagation.col_indices(),
-            self.propagation.values().double().abs(),
-            self.propagation.shape[0],
+            self._matrix.crow_indices(),
+            self._matrix.col_indices(),
+            self._matrix.values().double().abs(),
+            self._matrix.shape[0],
         )
         spread = float((magnitude @ ones).max())
         return spread if self.weight is None else spread * DenseOperator(self.weight).row_sum()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> GraphOperator:
         weight = None if self.weight is None else self.weight.to(device, dtype)
-        return GraphOperator(self.propagation.to(device, dtype), self.transposed.to(device, dtype), weight)
+        return GraphOperator(self.propagation.to(device, dtype), weight)
 
     def arrays(self) -> dict[str, Tensor]:
         arrays = {
-            "crow_indices": self.propagation.crow_indices(),
-            "col_indices": self.propagation.col_indices(),
-            "values": self.propagation.values(),
+            "crow_indices": self._matrix.crow_indices(),
+            "col_indices": self._matrix.col_indices(),
+            "values": self._matrix.values(),
         }
         return arrays if self.weight is None else {**arrays, "weight": self.weight}
 
     def options(self) -> dict[str, Any]:
-        return {"nodes": self.propagation.shape[0]}
+        return {"nodes": self._matrix.shape[0]}
 
     @classmethod
     def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> GraphOperator:
         nodes = int(options["nodes"])
-        propagation = _csr_tensor(arrays["crow_indices"], arrays["col_indices"], arrays["values"], nodes)
-        return cls.build(propagation, arrays.get("weight"))
+        matrix = _csr_tensor(arrays["crow_indices"], arrays["col_indices"], arrays["values"], nodes)
+        return cls(Propagation.of(matrix), arrays.get("weight"))
 
 
 OPERATORS: dict[str, type[DenseOperator] | type[ConvOperator] | type[GraphOperator]] = {

@@ -86,5 +86,6 @@ class Anderson(Solver):
         usable = finite & (scale > 0)
         eye = torch.eye(gram.shape[1], dtype=dr.dtype, device=dr.device)
         safe = torch.where(usable[:, None, None], gram + weight[:, None, None] * eye, eye)
-        solution, _ = torch.linalg.solve_ex(safe, torch.where(usable[:, None], right, 0.0))
-        return solution
+        wide = torch.promote_types(dr.dtype, torch.float32)  # torch solves no systems in half precision
+        solution, _ = torch.linalg.solve_ex(safe.to(wide), torch.where(usable[:, None], right, 0.0).to(wide))
+        return solution.to(dr.dtype)

@@ -15,7 +15,6 @@ from .anderson import Anderson
 from .base import Problem, Solver, Stop, require
 from .gmres import Gmres
 from .loop import advance, iterate
-from .picard import Picard
 
 __all__ = ["Auto"]
 
@@ -49,11 +48,9 @@ class Auto(Solver):
 
     def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
         contraction = problem.contraction
-        if contraction is None:
-            return iterate(problem, self, z0, stop)
-        if any(index < stop.max_iter for index in stop.indexing):
-            return iterate(problem, Picard(), z0, stop)  # intermediate states are wanted: take no untested steps
-        start = problem.flatten(z0)
+        if contraction is None or any(index < stop.max_iter for index in stop.indexing):
+            return iterate(problem, self, z0, stop)  # where intermediate states are wanted, no step goes untested
+        start = problem.place(problem.flatten(z0))
         room = int(stop.max_iter) - 1  # the last evaluation tests
         if room < 1 + _PROBE:
             return iterate(problem, self, z0, stop)
@@ -75,16 +72,14 @@ class Auto(Solver):
         return Gmres() if problem.affine else Anderson()
 
     @staticmethod
-    def _predict(
-        contraction: Contraction, stop: Stop, begin: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
-    ) -> int:
+    def _predict(contraction: Contraction, stop: Stop, begin: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> int:
         """How many more steps bring the distance of successive iterates below the tolerance."""
         first, now = contraction.largest_distance(*begin), contraction.largest_distance(*end)
         goal = stop.tol
         if stop.mode == "abs":
             norm = torch.linalg.vector_norm(end[1], dim=1)
             goal /= max(1.0, float(torch.where(norm.isfinite(), norm, 0.0).max()))
-        if now <= goal:
+        if now <= goal or first == 0:  # a first step that shows no distance predicts nothing
             return 0
         # In exact arithmetic the observed rate cannot exceed the proven one; near the rounding error it can.
         rate = min(contraction.rate, max((now / first) ** (1 / _PROBE), 1e-6))

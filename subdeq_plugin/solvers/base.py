@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .._shapes import autocast_dtype, check_floating, check_nonempty, check_positive
+from .._shapes import autocast_dtype, autocast_off, check_floating, check_nonempty, check_positive
 from ..errors import OptionError, unknown_name
 from ..metrics import METRICS, Contraction
 from ..result import Solution
@@ -65,6 +65,7 @@ class Problem:
         positive: keep every iterate strictly positive.
         contraction: a proven contraction of the map, if there is one.
         jacobian: `z -> (v -> J v)` on states of shape `shape`, where the map brings it.
+        projection: moves a state of shape `shape` to where fixed points lie, where the map brings such a thing.
         affine: the map is known to be affine.
         lowered: the dtype autocast lowers the map to, or None. Only the map runs under autocast, not the solver.
     """
@@ -75,6 +76,7 @@ class Problem:
     positive: bool = False
     contraction: Contraction | None = None
     jacobian: Callable[[Tensor], JacobianProduct] | None = None
+    projection: Callable[[Tensor], Tensor] | None = None
     affine: bool = False
     lowered: torch.dtype | None = None
 
@@ -102,9 +104,17 @@ class Problem:
         def jacobian(z: Tensor) -> JacobianProduct:
             return function.linearize(z).jvp
 
-        affine = bool(getattr(function, "affine", False))
-        samples = math.prod(lead)
-        return cls(function, start.shape, samples, function.positive, contraction, jacobian, affine, lowered)
+        return cls(
+            function,
+            start.shape,
+            math.prod(lead),
+            function.positive,
+            contraction,
+            jacobian,
+            getattr(function, "project", None),
+            getattr(function, "affine", False),
+            lowered,
+        )
 
     def evaluate(self, z: Tensor) -> Tensor:
         """`f` on a state in its own shape, in the dtype of `z`."""
@@ -120,6 +130,12 @@ class Problem:
     def flatten(self, z: Tensor) -> Tensor:
         """A state as `(B, N)`."""
         return z.reshape(self.samples, -1)
+
+    def place(self, z: Tensor) -> Tensor:
+        """A flattened state moved to where fixed points lie; itself where the map says nothing of it."""
+        if self.projection is None:
+            return z
+        return self.projection(z.reshape(self.shape)).reshape(self.samples, -1)
 
     def admissible(self, z: Tensor) -> Tensor:
         """`(B,)` bool: finite, and positive where the problem asks for it."""
@@ -176,7 +192,7 @@ class Stop:
     def __post_init__(self) -> None:
         if isinstance(self.tol, bool) or not isinstance(self.tol, int | float) or not self.tol >= 0:
             raise OptionError(f"tol must be a nonnegative number, got {self.tol!r}.")
-        if int(self.max_iter) != self.max_iter or self.max_iter < 1:
+        if not isinstance(self.max_iter, int | float) or self.max_iter % 1 != 0 or self.max_iter < 1:
             raise OptionError(f"max_iter must be a positive integer, got {self.max_iter!r}.")
         if self.mode not in STOP_MODES:
             raise unknown_name("stop_mode", self.mode, STOP_MODES)
@@ -201,7 +217,7 @@ class Solver(ABC):
 
     def solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
         """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`."""
-        with torch.no_grad(), torch.autocast(z0.device.type, enabled=False):
+        with torch.no_grad(), autocast_off(z0.device):
             return self._run(problem, z0.detach(), stop)
 
     def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:

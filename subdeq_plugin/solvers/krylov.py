@@ -14,9 +14,7 @@ from torch import Tensor
 __all__ = ["gmres"]
 
 
-def gmres(
-    product: Callable[[Tensor], Tensor], right: Tensor, *, rtol: float, krylov_dim: int
-) -> tuple[Tensor, int]:
+def gmres(product: Callable[[Tensor], Tensor], right: Tensor, *, rtol: float, krylov_dim: int) -> tuple[Tensor, int]:
     """Solve `(I - J) d = right` for every sample.
 
     Args:
@@ -30,12 +28,11 @@ def gmres(
     """
     batch, size = right.shape
     steps = min(krylov_dim, size)
-    like = {"dtype": right.dtype, "device": right.device}
     norm = torch.linalg.vector_norm(right, dim=1)
-    basis = torch.zeros(batch, steps + 1, size, **like)
-    triangle = torch.zeros(batch, steps, steps, **like)
+    basis = right.new_zeros(batch, steps + 1, size)
+    triangle = right.new_zeros(batch, steps, steps)
     # The accumulated rotations: their first column times |right| is the rotated right-hand side.
-    rotations = torch.eye(steps + 1, **like).expand(batch, -1, -1).clone()
+    rotations = torch.eye(steps + 1, dtype=right.dtype, device=right.device).expand(batch, -1, -1).clone()
     basis[:, 0] = right / torch.where(norm > 0, norm, 1.0)[:, None]
     used = 0
     for j in range(steps):
@@ -64,9 +61,12 @@ def gmres(
         triangle[:, :j, j] = rotated[:, :j]
         triangle[:, j, j] = torch.where(radius > 0, radius, 1.0)
         used = j + 1
-        residual = rotations[:, j + 1, 0].abs()
-        if not bool((residual > rtol).any()):
+        unfinished = rotations[:, j + 1, 0].abs() > rtol
+        if not bool(unfinished.any()):
             break
+        # A finished sample takes no further part, so that its solution does not depend on its neighbours.
+        basis[:, j + 1] = torch.where(unfinished[:, None], basis[:, j + 1], 0.0)
     goal = rotations[:, :used, 0:1] * norm[:, None, None]
-    y = torch.linalg.solve_triangular(triangle[:, :used, :used], goal, upper=True)
+    wide = torch.promote_types(right.dtype, torch.float32)  # torch solves no systems in half precision
+    y = torch.linalg.solve_triangular(triangle[:, :used, :used].to(wide), goal.to(wide), upper=True).to(right.dtype)
     return torch.einsum("bk,bkn->bn", y[:, :, 0], basis[:, :used]), used

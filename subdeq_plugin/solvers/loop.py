@@ -1,8 +1,8 @@
 """The only iteration loop of the package: per-sample bookkeeping around any solver's step.
 
 Every sample is judged by itself. A finished sample is frozen; a sample that turns NaN or infinite goes back to its
-best state once, by a plain application of the map, and is given up only if that fails too. All choices between
-samples are `torch.where`, so that NaN in one row never reaches another.
+best state once, by a plain application of the map, and is given up if it does so again without having improved. All
+choices between samples are `torch.where`, so that NaN in one row never reaches another.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def iterate(problem: Problem, solver: Solver, z0: Tensor, stop: Stop, *, evaluat
     Returns:
         For every sample the iterate with the smallest residual, which is the residual reported.
     """
-    z = problem.flatten(z0)
+    z = problem.place(problem.flatten(z0))
     state = solver.start(problem, z)
     best = _Best(z)
     unit = problem.rounding_unit(z)
@@ -93,12 +93,14 @@ def iterate(problem: Problem, solver: Solver, z0: Tensor, stop: Stop, *, evaluat
         fz = problem(z)
         residual = _measure(z, fz, stop.mode)
         finite = residual.tested.isfinite() & residual.absolute.isfinite()
-        best.update(active & finite & (residual.tested < best.residual.tested), z, fz, residual, iteration)
+        better = active & finite & (residual.tested < best.residual.tested)
+        best.update(better, z, fz, residual, iteration)
 
         done = active & finite & (residual.tested <= stop.tol)
         floor = active & ~done & (best.stalled >= _PATIENCE) & (best.residual.relative <= _FLOOR_UNITS * unit)
         seen = best.residual.tested.isfinite()
         broken = active & ~finite
+        retried = retried & ~better
         given_up = broken & (retried | ~seen)
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(floor, int(Status.ROUNDING_FLOOR), status)
@@ -111,11 +113,12 @@ def iterate(problem: Problem, solver: Solver, z0: Tensor, stop: Stop, *, evaluat
         if not bool(active.any()) or iteration >= stop.max_iter:
             break
 
-        retried = broken & active
-        z, fz = _rows(retried, best.z, z), _rows(retried, best.fz, fz)
+        back = broken & active
+        retried = retried | back
+        z, fz = _rows(back, best.z, z), _rows(back, best.fz, fz)
         proposal = solver.step(problem, z, fz, state)
-        usable = problem.admissible(proposal) & ~retried
-        z = _rows(active, _rows(usable, proposal, fz), best.z)
+        usable = problem.admissible(proposal) & ~back
+        z = _rows(active, problem.place(_rows(usable, proposal, fz)), best.z)
 
     value = best.z.reshape(problem.shape)
     # torchdeq pairs recorded states with gradient functions, the last of which must see the final state.

@@ -59,9 +59,7 @@ class NewtonKrylov(Solver):
         exhausted = worse & (state.length <= 0.5**self.backtracks)
         halve = worse & ~exhausted
         fresh = ~worse
-        direction, used = gmres(
-            problem.jacobian_at(z, fz), fz - z, rtol=self.linear_rtol, krylov_dim=self.krylov_dim
-        )
+        direction, used = gmres(problem.jacobian_at(z, fz), fz - z, rtol=self.linear_rtol, krylov_dim=self.krylov_dim)
         state.products += used
         state.direction = torch.where(fresh[:, None], direction, state.direction)
         state.length = torch.where(halve, state.length / 2, torch.ones_like(state.length))

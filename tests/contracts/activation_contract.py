@@ -20,6 +20,14 @@ POINTS = (1e-12, 1e-3, 0.3, 0.99, 1.7, 5.9, 6.1, 19.99, 20.01, 24.0, 41.0, 300.0
 class ActivationContract:
     """Values, derivatives, degrees and bounds of `(s + shift) ** power`, against 30-digit arithmetic."""
 
+    # How far a proven degree may lie above the supremum: over t > 0, and over all t.
+    sharp_positive = 1e-7
+    sharp_real = 1e-6
+
+    def real_sharpness(self, activation: Activation) -> float:
+        """`sharp_real`, unless the lemma used for the left tail of this activation is coarser."""
+        return self.sharp_real
+
     @pytest.fixture
     def activation(self) -> Activation:
         """The activation under test."""
@@ -62,7 +70,7 @@ class ActivationContract:
         torch.testing.assert_close(activation.derivative(t), quotient, rtol=1e-6, atol=1e-8)
 
     def test_derivative_agrees_with_autograd(self, activation, scalar):
-        points = [t for t in (1e-3, 0.3, 0.99, 1.0, 1.7, 6.0, 6.1, 25.0)]
+        points = (1e-3, 0.3, 0.99, 1.0, 1.7, 6.0, 6.1, 25.0)
         t = torch.tensor(points, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(activation(t).sum(), t)
         torch.testing.assert_close(activation.derivative(t.detach()), slope, rtol=1e-12, atol=1e-14)
@@ -89,15 +97,18 @@ class ActivationContract:
         degree = activation.degree(POSITIVE)
         found = abs(activation.power) * supremum(scalar[0], scalar[1], activation.shift, POSITIVE_GRID)
         assert found <= mpf(degree.bound)
-        assert degree.bound <= float(found) + 1e-7 * max(1.0, abs(activation.power))
+        assert degree.bound <= float(found) + self.sharp_positive * max(1.0, abs(activation.power))
         assert degree.domain.lo == 0 and degree.provenance
 
     def test_real_degree_is_safe_and_sharp_or_refused(self, activation, scalar):
         function, slope, _ = scalar
+        refusal = ""
         try:
             degree = activation.degree(REALS)
         except DegreeError as error:
-            assert activation.name in str(error)
+            refusal = str(error)
+        if refusal:
+            assert activation.name in refusal
             lowest = min(function(mpf(float(t))) + mpf(activation.shift) for t in REAL_GRID)
             steep = any(
                 abs(t * slope(mpf(float(t)))) > 100 * abs(function(mpf(float(t))) + mpf(activation.shift))
@@ -106,7 +117,8 @@ class ActivationContract:
             assert lowest <= 1e-7 or steep
         else:
             found = abs(activation.power) * supremum(function, slope, activation.shift, REAL_GRID)
-            assert found <= mpf(degree.bound) <= found + mpf(1e-6) * max(1, abs(activation.power))
+            slack = self.real_sharpness(activation) * max(1.0, abs(activation.power))
+            assert found <= mpf(degree.bound) <= found + slack
 
     def test_order_preserving_only_if_nondecreasing(self, activation, scalar):
         values = activation(torch.logspace(-6, 3, 500, dtype=torch.float64))

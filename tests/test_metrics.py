@@ -1,0 +1,136 @@
+"""The metrics of the positive cone: their axioms, their invariances, and Banach's bound."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from subdeq_plugin.errors import OptionError
+from subdeq_plugin.metrics import METRICS, Contraction, hilbert, iterations_for, metric_function, thompson
+
+SLACK = 1e-12
+
+
+@st.composite
+def states(draw, count: int = 1) -> tuple[Tensor, ...]:
+    """Positive float64 states `(2, n)`, entries between 1e-6 and 1e6."""
+    size = draw(st.integers(1, 6))
+    entries = st.lists(st.floats(-6, 6), min_size=2 * size, max_size=2 * size)
+    return tuple(10 ** torch.tensor(draw(entries), dtype=torch.float64).reshape(2, size) for _ in range(count))
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points=states(3), factor=st.floats(1e-3, 1e3))
+def test_axioms(metric, points, factor):
+    x, y, z = points
+    assert metric(x, y).shape == (2,)
+    assert bool((metric(x, y) >= 0).all()) and torch.equal(metric(x, x), torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(metric(x, y), metric(y, x), rtol=0, atol=SLACK)
+    assert bool((metric(x, z) <= metric(x, y) + metric(y, z) + SLACK).all())
+    torch.testing.assert_close(metric(x * z, y * z), metric(x, y), rtol=0, atol=SLACK)
+    torch.testing.assert_close(metric(1 / x, 1 / y), metric(x, y), rtol=0, atol=SLACK)
+    torch.testing.assert_close(metric(factor * x, factor * y), metric(x, y), rtol=0, atol=SLACK)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points=states(2), factor=st.floats(1e-3, 1e3))
+def test_definitions(points, factor):
+    x, y = points
+    gap = x.log() - y.log()
+    torch.testing.assert_close(thompson(x, y), gap.abs().max(dim=1).values, rtol=1e-12, atol=SLACK)
+    torch.testing.assert_close(hilbert(x, y), gap.max(dim=1).values - gap.min(dim=1).values, rtol=1e-12, atol=SLACK)
+    torch.testing.assert_close(hilbert(factor * x, y), hilbert(x, y), rtol=0, atol=SLACK)
+    assert bool((hilbert(x, y) <= 2 * thompson(x, y) + SLACK).all())
+    length = torch.full((2,), abs(math.log(factor)), dtype=torch.float64)
+    torch.testing.assert_close(thompson(factor * x, x), length, rtol=0, atol=SLACK)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points=states(2), p=st.sampled_from([1.0, 2.0, 7.0, math.inf]))
+def test_on_a_slice_the_metrics_are_equivalent(points, p):
+    x, y = (point / torch.linalg.vector_norm(point, ord=p, dim=1, keepdim=True) for point in points)
+    assert bool((thompson(x, y) <= hilbert(x, y) + SLACK).all())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points=states(2), seed=st.integers(0, 1000))
+def test_nonnegative_matrices_do_not_expand(points, seed):
+    x, y = points
+    n = x.shape[1]
+    matrix = torch.rand(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 1e-3
+    for metric in (thompson, hilbert):
+        assert bool((metric(x @ matrix.T, y @ matrix.T) <= metric(x, y) + 1e-10).all())
+        assert bool((metric(x**0.5, y**0.5) <= 0.5 * metric(x, y) + SLACK).all())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(points=states(1), eps=st.floats(1e-9, 2.0), seed=st.integers(0, 1000))
+def test_thompson_bounds_the_relative_error_of_every_entry(points, eps, seed):
+    (x,) = points
+    y = x * torch.exp(eps * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).double() - 1))
+    error = float(thompson(x, y).max())
+    assert error <= eps + SLACK
+    assert bool(((x - y).abs() <= (math.exp(error) - 1) * torch.minimum(x, y) * (1 + 1e-9) + 1e-14 * x).all())
+
+
+def test_close_points_are_told_apart():
+    x = torch.full((1, 3), 1e8, dtype=torch.float64)
+    y = x * (1 + 4 * torch.finfo(torch.float64).eps)
+    assert 0 < float(thompson(x, y)) < 2e-15
+
+
+@pytest.mark.parametrize("entry", [0.0, -1.0, math.nan])
+def test_points_outside_the_cone_have_no_finite_distance(entry):
+    x, y = torch.ones(2, 3), torch.ones(2, 3)
+    x[1, 1] = entry
+    for metric in METRICS.values():
+        distance = metric(x, y)
+        assert distance[0] == 0 and not bool(distance[1].isfinite())
+
+
+def test_any_shape_of_sample():
+    x, y = torch.rand(2, 3, 4, 5) + 0.5, torch.rand(2, 3, 4, 5) + 0.5
+    for metric in METRICS.values():
+        torch.testing.assert_close(metric(x, y), metric(x.flatten(1), y.flatten(1)))
+
+
+def test_metrics_by_name():
+    assert metric_function("thompson") is thompson and metric_function("hilbert") is hilbert
+    with pytest.raises(OptionError, match="did you mean 'hilbert'"):
+        metric_function("hilbret")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(eps=st.floats(1e-12, 10), rate=st.floats(0, 0.999), step=st.floats(1e-12, 1e6))
+def test_iterations_for_is_the_smallest_number_that_is_enough(eps, rate, step):
+    k = iterations_for(eps, rate, step)
+
+    def bound(n: int) -> float:
+        return rate**n / (1 - rate) * step
+
+    assert k >= 0 and bound(k) <= eps * (1 + 1e-9)
+    assert k == 0 or bound(k - 1) > eps * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("eps", "rate"), [(0.0, 0.5), (-1.0, 0.5), (math.nan, 0.5), (1.0, 1.0), (1.0, -0.1),
+                                           (1.0, math.nan)])  # fmt: skip
+def test_iterations_for_refuses_values_out_of_range(eps, rate):
+    with pytest.raises(OptionError, match="must be"):
+        iterations_for(eps, rate, 1.0)
+
+
+def test_the_largest_distance_leaves_bad_samples_out():
+    contraction = Contraction.in_metric(0.5, "thompson")
+    x = torch.tensor([[1.0, 1.0], [math.nan, 1.0], [-1.0, 1.0]])
+    y = torch.tensor([[math.e, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    assert contraction.largest_distance(x, y) == pytest.approx(1.0)
+    assert contraction.largest_distance(x[1:], y[1:]) == 0.0
+    assert (contraction.rate, contraction.metric, contraction.distance) == (0.5, "thompson", thompson)
+    with pytest.raises(OptionError, match="unknown metric"):
+        Contraction.in_metric(0.5, "euclid")
