@@ -1,0 +1,56 @@
+"""`subdeq certify`: certify the layer of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from ..certificates import certify
+from ..data import load
+from ..training import build_model, evaluate, guaranteed_error, load_checkpoint
+from ..training.checkpoint import load_model_state
+from .output import show_certificate, write_json
+
+__all__ = ["certify_command"]
+
+
+def certify_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint written by `subdeq train`.")],
+    data_root: Annotated[
+        Optional[Path],  # noqa: UP045  (typer reads this at run time, on Python 3.10 too)
+        typer.Option(help="Folder with the data set's files: bounds the error on its test images as well."),
+    ] = None,
+    json_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", help="Write the certificate as JSON to this file."),
+    ] = None,
+) -> None:
+    """Check every hypothesis on the stored weights and print the certificate.
+
+    Exit code 0: proven; 1: not proven; 2: the checkpoint or the data cannot be read.
+    """
+    stored = load_checkpoint(checkpoint)
+    model = build_model(stored.config, stored.image_shape, stored.classes)
+    load_model_state(model, stored)
+    model.eval()
+    certificate = certify(model.deq.layer)
+    console = Console()
+    show_certificate(console, certificate)
+    summary: dict[str, Any] = {"checkpoint": str(checkpoint), "certificate": certificate.to_dict()}
+    # The digits need no folder; other data sets only take part if the user names one.
+    if certificate.unique and (data_root is not None or stored.config.dataset == "digits"):
+        data = load(stored.config.dataset, data_root)
+        worst = float(guaranteed_error(model, data.test_x).max())
+        accuracy = evaluate(model, data.test_x, data.test_y)
+        summary |= {"largest_guaranteed_error": worst, "test_accuracy": accuracy}
+        console.print(
+            f"every test image: distance to the true fixed point <= {worst:.3g}, proven; "
+            f"test accuracy {100 * accuracy:.2f} %",
+            highlight=False,
+        )
+    if json_path is not None:
+        write_json(json_path, summary)
+    raise typer.Exit(0 if certificate.unique else 1)

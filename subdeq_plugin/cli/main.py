@@ -1,0 +1,33 @@
+"""The `subdeq` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from ..errors import SubdeqError
+from .certify import certify_command
+from .train import train_command
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="subdeq",
+    help="Deep equilibrium models whose fixed point is provably unique.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train_command)
+app.command("certify")(certify_command)
+
+
+def run() -> None:
+    """Entry point: errors of ours become one clear line and exit code 2, everything else stays a traceback."""
+    try:
+        app()
+    except SubdeqError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}: {error}", soft_wrap=True, markup=True)
+        sys.exit(2)
