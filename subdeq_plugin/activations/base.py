@@ -12,7 +12,7 @@ import torch
 from flint import arb, ctx
 from torch import Tensor
 
-from ..degrees import POSITIVE, Degree, Interval, Piece, enclose_range, prove_ratio
+from ..degrees import POSITIVE, REALS, Degree, Interval, Piece, enclose_range, prove_ratio
 from ..degrees.jets import Jet
 from ..degrees.rules import power as power_rule
 from ..errors import DegreeError, DomainError, OptionError, unknown_name
@@ -161,6 +161,22 @@ class Activation:
         """
         degree = _shifted_degree(self.function, self.shift, domain)
         return degree if self.power == 1 else power_rule(degree, self.power)
+
+    @property
+    def mu_plus(self) -> float:
+        """`mu_+`: the proven degree over `t > 0`, rounded up; infinite where none is proven."""
+        return self._bound_over(POSITIVE)
+
+    @property
+    def mu_R(self) -> float:
+        """`mu_R`: the proven degree over all real `t`, rounded up; infinite where none is proven."""
+        return self._bound_over(REALS)
+
+    def _bound_over(self, domain: Interval) -> float:
+        try:
+            return self.degree(domain).bound
+        except DegreeError:
+            return math.inf
 
     def supremum(self, edge: float) -> float:
         """An upper bound of the activation over `0 < t <= edge`, for `edge >= 1`; infinite where none was found.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,11 +21,11 @@ __all__ = ["certify_command"]
 def certify_command(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint written by `subdeq train`.")],
     data_root: Annotated[
-        Optional[Path],  # noqa: UP045  (typer reads this at run time, on Python 3.10 too)
+        Path | None,
         typer.Option(help="Folder with the data set's files: bounds the error on its test images as well."),
     ] = None,
     json_path: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--json", help="Write the certificate as JSON to this file."),
     ] = None,
 ) -> None:
@@ -40,8 +41,9 @@ def certify_command(
     console = Console()
     show_certificate(console, certificate)
     summary: dict[str, Any] = {"checkpoint": str(checkpoint), "certificate": certificate.to_dict()}
-    # The digits need no folder; other data sets only take part if the user names one.
-    if certificate.unique and (data_root is not None or stored.config.dataset == "digits"):
+    # The digits need no folder, only scikit-learn; other data sets take part if the user names their folder.
+    at_hand = stored.config.dataset == "digits" and find_spec("sklearn") is not None
+    if certificate.unique and (data_root is not None or at_hand):
         data = load(stored.config.dataset, data_root)
         worst = float(guaranteed_error(model, data.test_x).max())
         accuracy = evaluate(model, data.test_x, data.test_y)

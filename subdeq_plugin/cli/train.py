@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,11 +17,10 @@ from .output import show_certificate, write_json
 
 __all__ = ["train_command"]
 
-# typer reads these annotations at run time, on Python 3.10 too: hence Optional.
-_Text = Optional[str]  # noqa: UP045
-_Whole = Optional[int]  # noqa: UP045
-_Number = Optional[float]  # noqa: UP045
-_File = Optional[Path]  # noqa: UP045
+_Text = str | None
+_Whole = int | None
+_Number = float | None
+_File = Path | None
 
 
 def _parse_normalize(text: str | None) -> float | str | None:

@@ -77,3 +77,11 @@ def test_reference_refuses_to_answer_under_underflow():
     tiny = Activation("option_small", 0.0, 0.5).reference(torch.tensor([1e-20, 1e-5], dtype=torch.float64))
     assert bool(tiny.isnan().all())
     assert bool(Activation("option_small", 1.0, 0.5).reference(torch.tensor([1e-20, 1.0])).isfinite().all())
+
+
+def test_the_two_constants_by_name():
+    tanh = Activation("tanh", shift=1.2)
+    assert tanh.mu_plus == tanh.degree().bound == pytest.approx(0.246994, abs=1e-6)
+    assert tanh.mu_R == tanh.degree(REALS).bound == pytest.approx(0.999123, abs=1e-6)
+    assert Activation("tanh", shift=0.1).mu_R == math.inf
+    assert Activation("tanh", shift=1.2, power=0.5).mu_R == pytest.approx(0.999123 / 2, abs=1e-6)
