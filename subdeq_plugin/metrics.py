@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .errors import OptionError, unknown_name
 
 __all__ = ["METRICS", "Contraction", "hilbert", "iterations_for", "metric_function", "thompson"]
+
+_INWARD = 1 - 2.0**-50  # covers the roundings of the comparison
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -69,7 +70,7 @@ def metric_function(name: str) -> Distance:
 
 
 def iterations_for(eps: float, rate: float, first_step: float) -> int:
-    """Number `k` of steps after which `rate**k / (1 - rate) * first_step <= eps` (Banach's a-priori bound).
+    """A number `k` of steps with `rate**k / (1 - rate) * first_step <= eps` (Banach's a-priori bound), rounded up.
 
     Args:
         eps: the distance to the fixed point to guarantee, in the metric of the contraction.
@@ -85,12 +86,13 @@ def iterations_for(eps: float, rate: float, first_step: float) -> int:
         raise OptionError(f"rate must be in [0, 1), got {rate!r}.")
     if not (first_step >= 0 and math.isfinite(first_step)):
         raise OptionError(f"first_step must be finite and nonnegative, got {first_step!r}.")
-    if first_step <= eps * (1 - rate):
+    if first_step <= eps * (1 - rate) * _INWARD:
         return 0
     if rate == 0:
         return 1
     # Logarithms one by one: the product eps * (1 - rate) may underflow.
-    return max(0, math.ceil((math.log(eps) + math.log1p(-rate) - math.log(first_step)) / math.log(rate)))
+    steps = (math.log(eps) + math.log1p(-rate) - math.log(first_step)) / math.log(rate)
+    return max(1, math.ceil(steps + 1e-12 * (1 + abs(steps))))
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,3 @@ class Contraction:
     def in_metric(cls, rate: float, metric: str) -> Contraction:
         """A contraction in Thompson's or Hilbert's metric."""
         return cls(rate, metric, metric_function(metric))
-
-    def largest_distance(self, x: Tensor, y: Tensor) -> float:
-        """The largest finite distance over the samples; samples with NaN do not count."""
-        distance = self.distance(x, y)
-        return float(torch.where(distance.isfinite(), distance, torch.zeros_like(distance)).max())

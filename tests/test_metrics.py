@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subdeq_plugin.errors import OptionError
-from subdeq_plugin.metrics import METRICS, Contraction, hilbert, iterations_for, metric_function, thompson
+from subdeq_plugin.metrics import METRICS, hilbert, iterations_for, metric_function, thompson
 
 SLACK = 1e-12
 
@@ -123,14 +123,3 @@ def test_iterations_for_is_the_smallest_number_that_is_enough(eps, rate, step):
 def test_iterations_for_refuses_values_out_of_range(eps, rate):
     with pytest.raises(OptionError, match="must be"):
         iterations_for(eps, rate, 1.0)
-
-
-def test_the_largest_distance_leaves_bad_samples_out():
-    contraction = Contraction.in_metric(0.5, "thompson")
-    x = torch.tensor([[1.0, 1.0], [math.nan, 1.0], [-1.0, 1.0]])
-    y = torch.tensor([[math.e, 1.0], [1.0, 1.0], [1.0, 1.0]])
-    assert contraction.largest_distance(x, y) == pytest.approx(1.0)
-    assert contraction.largest_distance(x[1:], y[1:]) == 0.0
-    assert (contraction.rate, contraction.metric, contraction.distance) == (0.5, "thompson", thompson)
-    with pytest.raises(OptionError, match="unknown metric"):
-        Contraction.in_metric(0.5, "euclid")

@@ -45,6 +45,8 @@ class ScalarFunction:
     accurate: bool = True
 
 
+_DOUBLE_BITS = 54  # accuracy that leaves the nearest double one rounding away
+
 _REGISTRY: dict[str, ScalarFunction] = {}
 _LARGEST = sys.float_info.max
 # Below this a float64 has lost, or is about to lose, relative accuracy to gradual underflow.
@@ -184,26 +186,36 @@ class Activation:
         Up to 1 by enclosure; beyond it by the degree: `|ln a(t) - ln a(1)| <= mu ln t`.
         """
         low, high = enclose_range(self.function.pieces, self.shift, 0.0, 1.0)
-        ends = [end**self.power for end in (low, high) if end > 0]
-        if len(ends) < 2 or not all(map(math.isfinite, ends)):
+        mu = self.degree().bound
+        if not 0 < low <= high < math.inf or mu >= 1:
             return math.inf
-        growth = edge ** min(1.0, self.degree().bound) if self.degree().bound < 1 else math.inf
-        return max(ends) * growth * (1 + 1e-9)
+        try:
+            return max(low**self.power, high**self.power) * edge**mu * (1 + 1e-9)
+        except OverflowError:
+            return math.inf
 
     def reference(self, t: Tensor) -> Tensor:
-        """The activation of a float64 tensor, with `s` accurate to 32 units in the last place; NaN where it is not."""
+        """The activation of a float64 tensor, with `s` accurate to 32 units in the last place; NaN where it is not.
+
+        For a registered function it is `s + shift`, whose sum may cancel, that is enclosed to double precision.
+        """
         if self.function.accurate:
             return self(t)
         with ctx.workprec(96):
             values = [self._enclosed(at) for at in t.flatten().tolist()]
-        base = torch.tensor(values, dtype=t.dtype).reshape(t.shape) + self.shift
+        base = torch.tensor(values, dtype=t.dtype).reshape(t.shape)
         return torch.where(base.abs() >= TINY, base, torch.nan) ** self.power
 
     def _enclosed(self, at: float) -> float:
         for piece in self.function.pieces:
             if at <= piece.hi:
-                return float(piece.expression(Jet.variable(arb(at))).value.mid())
+                ball = piece.expression(Jet.variable(arb(at))).value + arb(self.shift)
+                return float(ball.mid()) if ball.rel_accuracy_bits() >= _DOUBLE_BITS else math.nan
         return math.nan
+
+    def __reduce__(self) -> tuple[type[Activation], tuple[str, float, float]]:
+        # By name: the functions themselves cannot be pickled, and need not be.
+        return Activation, (self.name, self.shift, self.power)
 
     def require_positive(self, domain: Interval = POSITIVE) -> None:
         """Refuse an activation that is not positive on `domain`.

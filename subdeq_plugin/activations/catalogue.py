@@ -79,10 +79,6 @@ def _bounded_smooth(expression: Expression, infimum: arb) -> tuple[Piece, ...]:
     )
 
 
-def _one_where(t: Tensor, condition: Tensor) -> Tensor:
-    return condition.to(t.dtype)
-
-
 store(
     ScalarFunction(
         "tanh",
@@ -174,7 +170,7 @@ store(
     ScalarFunction(
         "relu",
         torch.relu,
-        lambda t: _one_where(t, t > 0),
+        lambda t: (t > 0).to(t.dtype),
         (Piece(-_INF, 0.0, _constant(0.0), _flat(0.0)), Piece(0.0, _INF, _identity, _linear_tail)),
         concave_like=True,
         nondecreasing=True,
@@ -200,7 +196,7 @@ store(
     ScalarFunction(
         "relu6",
         F.relu6,
-        lambda t: _one_where(t, (t > 0) & (t < 6)),
+        lambda t: ((t > 0) & (t < 6)).to(t.dtype),
         (
             Piece(-_INF, 0.0, _constant(0.0), _flat(0.0)),
             Piece(0.0, 6.0, _identity),
@@ -215,7 +211,7 @@ store(
     ScalarFunction(
         "hardtanh",
         F.hardtanh,
-        lambda t: _one_where(t, t.abs() < 1),
+        lambda t: (t.abs() < 1).to(t.dtype),
         (
             Piece(-_INF, -1.0, _constant(-1.0), _flat(-1.0)),
             Piece(-1.0, 1.0, _identity),

@@ -41,8 +41,9 @@ class Check:
 class Certificate:
     """The outcome of `certify`: a proof that the fixed point exists and is unique, or "not proven".
 
-    The proof is about the map in exact arithmetic that the layer's stored weights define. "Not proven" never means
-    that the fixed point is not unique.
+    The proof is about the map in exact arithmetic that the layer's stored weights define. Where an input is involved,
+    the injected term is the tensor that `layer.bind(x)` computed, in its dtype: the rounding of `U x + c` itself is not
+    part of any bound. "Not proven" never means that the fixed point is not unique.
 
     Attributes:
         unique: whether existence and uniqueness are proven.
@@ -103,16 +104,18 @@ class Certificate:
         return error_bound(bound, z, certificate.contraction)
 
     def iterations_for(self, eps: float, *, x: Any = None, first_step: float | None = None) -> int:
-        """How many applications of the map, from the default start of ones, guarantee a distance `<= eps`.
+        """How many applications of the map guarantee a distance `<= eps`.
 
-        Banach's bound: the smallest `k` with `rate**k / (1 - rate) * first_step <= eps`.
+        With an input, from the default start of ones, by Banach's bound: a `k` with
+        `rate**k / (1 - rate) * first_step <= eps`. A certificate without one cannot know how far the start is: its
+        `eps` is relative, and `k` applications shrink the distance of any start to the fixed point by that factor.
 
         Args:
-            eps: the distance to guarantee, in the certificate's metric.
+            eps: the distance to guarantee, in the certificate's metric; relative to that of the start where no input
+                is known.
             x: the input, where the certificate was made without one.
-            first_step: the distance from the start to its image, for a start of your own. Left out, it is measured
-                on the input; a certificate without an input takes 1, a first step of one natural-log unit. In Hilbert's
-                metric your start must lie on the slice, of norm 1.
+            first_step: the distance from the start to its image, for a start of your own. In Hilbert's metric that
+                start must lie on the slice, of norm 1.
 
         Raises:
             CertificateError: nothing is proven.
@@ -120,8 +123,10 @@ class Certificate:
         """
         if not self.unique or self.rate is None:
             raise CertificateError("no number of iterations is guaranteed: " + "; ".join(self.reasons))
+        if first_step is None and x is None and self._bound is None:
+            return iterations_for(eps, self.rate, 1 - self.rate)  # rate**k <= eps
         if first_step is None:
-            first_step = self._first_step(x) if (x is not None or self._bound is not None) else 1.0
+            first_step = self._first_step(x)
         return iterations_for(eps, self.rate, first_step)
 
     def _first_step(self, x: Any) -> float:
@@ -181,8 +186,8 @@ def _json_value(value: str | float) -> str | float:
 
 
 def snapshot(bound: BoundMap) -> BoundMap:
-    """A copy that later training steps cannot change; only leaves can be changed in place, so only they are copied."""
-    return bound.with_tensors([part.detach().clone() if part.is_leaf else part.detach() for part in bound.tensors])
+    """A copy that later training steps cannot change."""
+    return bound.with_tensors([part.detach().clone() for part in bound.tensors])
 
 
 def smallest(parts: tuple[Tensor, ...]) -> float:

@@ -33,10 +33,12 @@ def _evaluate(bound: BoundMap, z: Tensor) -> tuple[Tensor, float]:
     if bound.inner is not None:
         t = t + bound.inner
     value = activation.reference(t)
-    # Underflow is the one rounding that is not relatively small: such samples get no bound.
-    value = torch.where((t >= TINY) & (value >= TINY), value, torch.nan)
+    # Underflow is the one rounding that is not relatively small, and beyond `reach` no degree is proven: such samples
+    # get no bound.
+    reach = activation.degree().domain.hi
+    value = torch.where((t >= TINY) & (t <= reach) & (value >= TINY), value, torch.nan)
     base_error = bound.operator.terms() + 2 + _FUNCTION_ULPS + 1.0
-    if activation.shift < 0:
+    if activation.function.accurate and activation.shift < 0:
         # s + shift cancels: an error of s is magnified by (s + |shift|) / (s + shift).
         base = value ** (1 / activation.power)
         magnified = (base + 2 * abs(activation.shift)) / base
@@ -49,6 +51,7 @@ def _evaluate(bound: BoundMap, z: Tensor) -> tuple[Tensor, float]:
         error = 2 * error + bound.normalizer.group_size(value.shape) + 2 * _FUNCTION_ULPS + 2
         # The largest entry becomes 1 first: the quotient is the same, and no power over- or underflows in the norm.
         value = bound.normalizer(value / value.amax(dim=bound.normalizer.dims, keepdim=True))
+        value = torch.where(value >= TINY, value, torch.nan)
     return value, error * _UNIT * _OUTWARD
 
 
@@ -60,7 +63,8 @@ def _on_slice(bound: BoundMap, z: Tensor, contraction: Contraction) -> Tensor:
     """`z` itself; where the contraction holds on the slice `phi = 1` only, `z / phi(z)`, the same ray."""
     if contraction.metric != "hilbert" or bound.normalizer is None:
         return z
-    return bound.normalizer(z / z.amax(dim=bound.normalizer.dims, keepdim=True))
+    placed = bound.normalizer(z / z.amax(dim=bound.normalizer.dims, keepdim=True))
+    return torch.where(placed >= TINY, placed, torch.nan)
 
 
 def _slice_rounding(bound: BoundMap, z: Tensor, contraction: Contraction) -> float:
@@ -109,8 +113,9 @@ def first_step(bound: BoundMap, contraction: Contraction) -> float:
     """
     with torch.no_grad():
         exact = bound.to("cpu", torch.float64)
-        shape = exact.state_shape if exact.state_shape is not None else torch.Size([exact.operator.terms()])
-        start = torch.ones(shape, dtype=torch.float64)
+        if exact.state_shape is None:
+            raise CertificateError("this map has no injection that would tell the state's shape; pass first_step.")
+        start = torch.ones(exact.state_shape, dtype=torch.float64)
         placed = _on_slice(exact, start, contraction)
         image, rounding = _evaluate(exact, placed)
         rounding += _slice_rounding(exact, start, contraction)

@@ -18,8 +18,9 @@ def describe(certificate: Certificate) -> str:
     """Verdict first, then the scope, then every check."""
     if certificate.unique:
         head = (
-            f"PROVEN: exactly one fixed point (theorem {certificate.theorem}); one step shrinks the "
-            f"{certificate.metric} distance by at least {certificate.rate:.6g} (degree mu = {certificate.mu:.6g})."
+            f"PROVEN: exactly one fixed point (theorem {certificate.theorem}); each step multiplies its "
+            f"{str(certificate.metric).capitalize()} distance by at most {certificate.rate:.6g} "
+            f"(degree mu = {certificate.mu:.6g})."
         )
     else:
         head = "NOT PROVEN: this says nothing about uniqueness either way."

@@ -13,14 +13,13 @@ For `W >= 0` and `b >= 0` the argument of the activation is `t >= (W z)_i > 0`, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..degrees import POSITIVE, Degree
-from ..degrees.rules import add_constant, compose, linear, round_up
+from ..degrees.rules import compose, linear
 from ..errors import DegreeError, OptionError
 from ..layers import BoundMap, Structure, SubhomLayer
 from .base import Certificate, Check, smallest, snapshot
@@ -62,8 +61,8 @@ def _only_layer(target: object) -> SubhomLayer:
     layers = [module for module in target.modules() if isinstance(module, SubhomLayer)]
     if len(layers) != 1:
         raise OptionError(
-            f"target must contain exactly one subhomogeneous layer, {type(target).__name__} contains {len(layers)}; "
-            "certify each layer by itself."
+            f"target must contain exactly one subhomogeneous layer, {type(target).__name__} contains {len(layers)} "
+            f"({', '.join(type(layer).__name__ for layer in layers) or 'none'}); certify each layer by itself."
         )
     return layers[0]
 
@@ -89,9 +88,11 @@ def _certify_layer(layer: SubhomLayer) -> Certificate:
 
 def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
     operator = bound.operator
-    structure = Structure(operator.coefficients(), operator.zero_row(bound.state_shape), operator.row_sum)
+    shape_check = _shape_check(bound)
+    zero_row = operator.zero_row(bound.state_shape) if shape_check.passed else "unknown, as the shapes do not fit"
+    structure = Structure(operator.coefficients(), zero_row, operator.row_sum)
     injections = {"inside": bound.inner, "outside": bound.outer}
-    checks = [*_weight_checks(structure)]
+    checks = [shape_check, *_weight_checks(structure)]
     for place, injected in injections.items():
         if injected is not None:
             checks.append(_injection_check(place, injected))
@@ -100,6 +101,19 @@ def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
     scope = "the bound input" + (f", state of shape {shape}" if shape else "") + "; every state z > 0"
     return _conclude(
         checks, bound.activation, bound.normalizer, structure.row_sum, largest, scope, layer, snapshot(bound)
+    )
+
+
+def _shape_check(bound: BoundMap) -> Check:
+    """A map built by hand may not be one of a state space to itself; a layer's always is."""
+    defects = [bound.operator.defect(part.shape) for part in (bound.inner, bound.outer) if part is not None]
+    defect = next((text for text in (bound.operator.defect(None), *defects) if text), "")
+    return Check(
+        "the map sends states to states",
+        defect or "shapes fit",
+        "shapes fit",
+        not defect,
+        f"{defect}; build the map from a layer, or by BoundMap.from_spec." if defect else "",
     )
 
 
@@ -123,9 +137,9 @@ def _weight_checks(structure: Structure) -> list[Check]:
                 "weights are nonnegative",
                 least,
                 ">= 0",
-                least >= 0,
+                least >= 0 or bad > 0,
                 ""
-                if least >= 0
+                if least >= 0 or bad > 0  # NaN has been reported above, once
                 else f"the smallest weight is {least:.6g}: for signed weights |W| z is not bounded by |W z|, and the "
                 'degree of the activation proves nothing; use weight="nonneg".',
             )
@@ -201,7 +215,7 @@ def _conclude(
     hypotheses = all(check.passed for check in checks)
     mu = rate = metric = None
     try:
-        degree = add_constant(compose(_extended(activation.degree(POSITIVE)), linear()), 0.0)
+        degree = compose(_extended(activation.degree(POSITIVE)), linear())
     except DegreeError as error:
         checks.append(Check("activation has a proven degree for t > 0", "none", "finite", False, str(error)))
     else:
@@ -247,7 +261,7 @@ def _contraction(degree: Degree, normalizer: Any) -> tuple[float, str, str]:
     if normalizer.whole_state and degree.order_preserving:
         return degree.bound, "hilbert", "contraction in Hilbert's metric on the slice: mu"
     why = "norm per group" if not normalizer.whole_state else "not order-preserving"
-    return round_up(2 * Fraction(degree.bound)), "thompson", f"contraction in Thompson's metric ({why}): 2 mu"
+    return 2 * degree.bound, "thompson", f"contraction in Thompson's metric ({why}): 2 mu"
 
 
 def _range_check(activation: Any, row_sum: Callable[[], float] | None, injection: float, reach: float) -> Check:

@@ -13,7 +13,8 @@ from ..certificates import certify
 from ..data import load
 from ..training import build_model, evaluate, guaranteed_error, load_checkpoint
 from ..training.checkpoint import load_model_state
-from .output import show_certificate, write_json
+from ..training.loop import summarize
+from .output import proven_line, show_certificate, write_json
 
 __all__ = ["certify_command"]
 
@@ -40,7 +41,11 @@ def certify_command(
     certificate = certify(model.deq.layer)
     console = Console()
     show_certificate(console, certificate)
-    summary: dict[str, Any] = {"checkpoint": str(checkpoint), "certificate": certificate.to_dict()}
+    summary: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        **(summarize(stored.history) if stored.history else {}),
+        "certificate": certificate.to_dict(),
+    }
     # The digits need no folder, only scikit-learn; other data sets take part if the user names their folder.
     at_hand = stored.config.dataset == "digits" and find_spec("sklearn") is not None
     if certificate.unique and (data_root is not None or at_hand):
@@ -48,11 +53,7 @@ def certify_command(
         worst = float(guaranteed_error(model, data.test_x).max())
         accuracy = evaluate(model, data.test_x, data.test_y)
         summary |= {"largest_guaranteed_error": worst, "test_accuracy": accuracy}
-        console.print(
-            f"every test image: distance to the true fixed point <= {worst:.3g}, proven; "
-            f"test accuracy {100 * accuracy:.2f} %",
-            highlight=False,
-        )
+        console.print(f"{proven_line(worst)}; test accuracy {100 * accuracy:.2f} %", highlight=False, soft_wrap=True)
     if json_path is not None:
         write_json(json_path, summary)
     raise typer.Exit(0 if certificate.unique else 1)

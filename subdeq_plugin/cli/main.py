@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ..errors import SubdeqError
 from .certify import certify_command
@@ -29,5 +30,6 @@ def run() -> None:
     try:
         app()
     except SubdeqError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}: {error}", soft_wrap=True, markup=True)
+        message = escape(f"{type(error).__name__}: {error}")
+        Console(stderr=True).print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
         sys.exit(2)

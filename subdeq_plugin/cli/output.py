@@ -12,7 +12,7 @@ from rich.markup import escape
 from ..certificates import Certificate
 from ..errors import DataError
 
-__all__ = ["show_certificate", "write_json"]
+__all__ = ["proven_line", "show_certificate", "write_json"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -26,6 +26,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}.") from error
+
+
+def proven_line(worst: float) -> str:
+    """What the largest guaranteed error over the test images means."""
+    return f"every test image: distance of the computed state to the fixed point <= {worst:.3g}, proven"
 
 
 def show_certificate(console: Console, certificate: Certificate) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data import DATASETS, load
 from ..errors import DataError, OptionError, unknown_name
 from ..training import TrainConfig, draw, guaranteed_error, load_checkpoint, train
 from ..training.loop import EpochRecord
-from .output import show_certificate, write_json
+from .output import proven_line, show_certificate, write_json
 
 __all__ = ["train_command"]
 
@@ -104,7 +106,8 @@ def train_command(
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=console) as progress:
+    # Among several processes, which the launcher numbers by LOCAL_RANK, one shows the progress.
+    with Progress(*columns, console=console, disable=os.environ.get("LOCAL_RANK", "0") != "0") as progress:
         task = progress.add_task(dataset, total=config.epochs, status="")
 
         def show(epoch: int, record: EpochRecord) -> None:
@@ -121,8 +124,8 @@ def train_command(
             precision=precision,
             on_epoch=show,
         )
-    picture = folder / "picture.png"
-    draw(picture, result.model, data.test_x, result.history)
+    if not result.is_main:
+        return
     report = Console()
     last = result.history[-1]
     report.print(
@@ -135,10 +138,17 @@ def train_command(
     if result.certificate.unique:
         worst = float(guaranteed_error(result.model, data.test_x).max())
         summary["largest_guaranteed_error"] = worst
-        report.print(f"every test image: distance to the true fixed point <= {worst:.3g}, proven", highlight=False)
-    report.print(f"checkpoint {result.checkpoint}, picture {picture}", highlight=False, soft_wrap=True)
+        report.print(proven_line(worst), highlight=False)
     if json_path is not None:
         write_json(json_path, summary)
+    report.print(escape(f"checkpoint {result.checkpoint}"), highlight=False, soft_wrap=True)
+    picture = folder / "picture.png"
+    try:
+        draw(picture, result.model, data.test_x, result.history)
+    except OptionError as error:  # matplotlib is an extra: its absence must not cost the result
+        report.print(escape(f"no picture: {error}"), highlight=False, soft_wrap=True)
+    else:
+        report.print(escape(f"picture {picture}"), highlight=False, soft_wrap=True)
 
 
 def _config(dataset: str, given: dict[str, Any], resume: Path | None) -> TrainConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_idx(path: Path) -> torch.Tensor:
     try:
         raw = path.read_bytes()
         content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if len(content) < 4 or content[:2] != b"\x00\x00" or content[2] != 0x08:
         raise DataError(f"{path} is not an IDX file of unsigned bytes (it starts with {content[:4].hex()!r}).")
@@ -80,6 +81,10 @@ def load_mnist(root: Path) -> ImageData:
             raise DataError(
                 f"the {split} files in {root} do not fit together: images {tuple(images.shape)}, "
                 f"labels {tuple(labels.shape)}."
+            )
+        if labels.numel() == 0 or int(labels.max()) > 9:
+            raise DataError(
+                f"the {split} labels in {root} must be digits from 0 to 9; they are not, or there are none."
             )
     return ImageData(
         "mnist",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ..autograd import Adjoint, attach, fixed_point
 from ..certificates import Certificate, certify
-from ..degrees.rules import round_up
 from ..errors import ConvergenceError, ConvergenceWarning, OptionError, ShapeError, unknown_name
 from ..layers import BoundMap
 from ..metrics import Contraction
@@ -243,7 +241,7 @@ def _thompson_rate(contraction: Contraction | None) -> float | None:
     """A factor in Thompson's metric; on the slice a Hilbert contraction by `q` is a Thompson one by `2 q`."""
     if contraction is None or contraction.metric == "thompson":
         return None if contraction is None else contraction.rate
-    doubled = round_up(2 * Fraction(contraction.rate))
+    doubled = 2 * contraction.rate
     return doubled if doubled < 1 else None
 
 

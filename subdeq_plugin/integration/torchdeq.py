@@ -101,6 +101,10 @@ class _Foreign(Solver):
     name: ClassVar[str] = "foreign"
     function: Callable[..., Any]
 
+    @classmethod
+    def options(cls) -> dict[str, type]:
+        return {}
+
     def start(self, problem: Problem, z: Tensor) -> None:
         return None
 
@@ -204,6 +208,9 @@ class NonnegNorm:
         if names is None:
             names = cls._target_modules[type(module)][0]
         parameters = (names,) if isinstance(names, str) else tuple(names)
+        for parameter in parameters:
+            if parameter not in module._parameters:
+                raise unknown_name(f"parameter of {type(module).__name__}", parameter, module._parameters)
         for parameter in parameters:
             make_nonneg(module, parameter, how)
         return cls(parameters)

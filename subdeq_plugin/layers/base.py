@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._shapes import autocast_dtype, check_floating, check_nonempty, check_positive, check_shape
 from ..activations import Activation
 from ..degrees import POSITIVE, REALS
-from ..errors import DomainError, OptionError, ShapeError, unknown_name
+from ..errors import DomainError, ShapeError, unknown_name
 from .bound import BoundMap, make_normalizer
 from .nonneg import NONNEG, make_nonneg
 from .normalize import Normalizer
@@ -110,26 +110,16 @@ class SubhomLayer(nn.Module, ABC):
             return False  # signed, not positive: an ordinary DEQ layer, usable but never certified by this theory
         return True
 
-    def _finish_weight(self, init: Callable[[Tensor, Tensor], None], fan_in: int) -> None:
-        """Initialise `self.weight` and make it nonnegative if the layer is."""
-        weight = self.weight
-        if not isinstance(weight, nn.Parameter):
-            raise OptionError("the layer has no weight parameter.")
-        with torch.no_grad():
-            bound = torch.tensor(2.0 / fan_in if self.weight_kind == "nonneg" else fan_in**-0.5)
-            init(weight, bound)
-        if self.weight_kind == "nonneg":
+    def _finish_weight(self, fan_in: int) -> None:
+        """Initialise `self.weight` and make it nonnegative if the layer is.
+
+        Row sums of nonnegative weights start near 1: more would saturate a bounded activation at once.
+        """
+        nonnegative = self.weight_kind == "nonneg"
+        top = 2.0 / fan_in if nonnegative else fan_in**-0.5
+        nn.init.uniform_(self.get_parameter("weight"), 0.0 if nonnegative else -top, top)
+        if nonnegative:
             make_nonneg(self, "weight", self.nonneg)
-
-    @staticmethod
-    def _uniform(nonnegative: bool) -> Callable[[Tensor, Tensor], None]:
-        """Row sums near 1 for nonnegative weights (more would saturate a bounded activation at once)."""
-
-        def init(weight: Tensor, bound: Tensor) -> None:
-            top = float(bound)
-            weight.uniform_(0.0 if nonnegative else -top, top)
-
-        return init
 
     def injection_parameters(self) -> tuple[Tensor, ...]:
         """The parameters through which the input is injected."""

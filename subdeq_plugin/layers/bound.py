@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..degrees import REALS
-from ..errors import DomainError, OptionError, unknown_name
+from ..errors import DomainError, OptionError, ShapeError, unknown_name
 from .normalize import Normalizer, parse_norm
 from .operators import OPERATORS, Operator
 
 __all__ = ["BoundMap", "Linearization", "MapSpec", "make_normalizer"]
+
+
+_SPEC_OPTIONS = ("kind", "activation", "shift", "power", "normalize", "normalize_over")
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ class BoundMap:
         """The map described by `spec`.
 
         Raises:
-            OptionError: an unknown kind, activation or grouping, or a missing array.
+            OptionError: an unknown kind, activation, grouping or option, or a missing one.
+            ShapeError: the arrays do not make a map of a state space to itself.
         """
         options = spec.options
         kind = options.get("kind")
@@ -182,9 +186,13 @@ class BoundMap:
             raise unknown_name("kind of map", kind, OPERATORS)
         try:
             operator: Operator = OPERATORS[str(kind)].restore(spec.arrays, options)
+            activation = Activation(options["activation"], options.get("shift", 0.0), options.get("power", 1.0))
         except KeyError as error:
             raise OptionError(f"the spec of a {kind!r} map lacks {error.args[0]!r}.") from error
-        activation = Activation(options.get("activation", "tanh"), options.get("shift", 0.0), options.get("power", 1.0))
+        for name in options:
+            if name not in (*_SPEC_OPTIONS, *operator.options()):
+                raise unknown_name("option of a map's spec", name, (*_SPEC_OPTIONS, *operator.options()))
+        _check_spec(operator, spec.arrays.get("inner"), spec.arrays.get("outer"))
         return cls(
             operator,
             activation,
@@ -193,6 +201,15 @@ class BoundMap:
             make_normalizer(operator.groups, options.get("normalize"), options.get("normalize_over") or "state"),
             _positive(operator, activation),
         )
+
+
+def _check_spec(operator: Operator, inner: Tensor | None, outer: Tensor | None) -> None:
+    if inner is not None and outer is not None and inner.shape != outer.shape:
+        raise ShapeError(f"inner {tuple(inner.shape)} and outer {tuple(outer.shape)} must have the same shape.")
+    given = inner if inner is not None else outer
+    defect = operator.defect(None if given is None else given.shape)
+    if defect:
+        raise ShapeError(f"the spec describes no map of a state space to itself: {defect}.")
 
 
 def make_normalizer(groups: dict[str, tuple[int, ...]], normalize: object, over: str) -> Normalizer | None:

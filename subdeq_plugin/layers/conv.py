@@ -88,7 +88,7 @@ class SubhomConv2d(SubhomLayer):
             device=device,
             dtype=dtype,
         )
-        self._finish_weight(self._uniform(weight == "nonneg"), state_channels * height * width)
+        self._finish_weight(state_channels * height * width)
 
     def _features(self, x: object) -> Tensor:
         return self._check_input("x", x, self.in_channels, -3, (4,))

@@ -147,7 +147,7 @@ class SubhomGraph(SubhomLayer):
         self.injection = nn.Linear(in_features, state_features, bias=bias, device=device, dtype=dtype)
         if mix_features:
             self.weight = nn.Parameter(torch.empty(state_features, state_features, device=device, dtype=dtype))
-            self._finish_weight(self._uniform(weight == "nonneg"), state_features)
+            self._finish_weight(state_features)
 
     def prepare(self, graph: Tensor, nodes: int) -> Propagation:
         """The propagation of a graph, to be passed in its place where the same graph is used again and again.
@@ -163,6 +163,10 @@ class SubhomGraph(SubhomLayer):
         if self.weight_kind == "nonneg" and graph.layout != torch.strided:
             # Before the self-loops are added: these could cancel a negative entry and leave a row of zeros.
             edges = _entries(graph, nodes, graph.dtype)[2]
+            if not bool(edges.isfinite().all()):
+                raise DomainError(
+                    "the adjacency has NaN or infinite entries; drop those edges or repair their weights."
+                )
             if bool((edges < 0).any()):
                 raise DomainError(
                     f"the adjacency has negative entries, the smallest {float(edges.min()):g}; pass nonnegative edge "
@@ -202,6 +206,12 @@ class SubhomGraph(SubhomLayer):
             raise OptionError(
                 f"the graph was prepared by a layer with {propagation.settings}, this one has {self._settings} "
                 "(teleport, self_loops, adjacency_norm, weight); call prepare of this layer."
+            )
+        weight = self.injection.weight
+        if propagation.matrix.dtype != weight.dtype or propagation.matrix.device != weight.device:
+            raise ShapeError(
+                f"the graph was prepared in {propagation.matrix.dtype} on {propagation.matrix.device}, the layer is "
+                f"now in {weight.dtype} on {weight.device}; call prepare again."
             )
         if propagation.matrix.shape[0] != nodes:
             raise ShapeError(f"the graph has {propagation.matrix.shape[0]} nodes, the features have {nodes}.")

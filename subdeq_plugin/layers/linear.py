@@ -69,7 +69,7 @@ class SubhomLinear(SubhomLayer):
         self.state_features = check_size("state_features", state_features)
         self.weight = nn.Parameter(torch.empty(state_features, state_features, device=device, dtype=dtype))
         self.injection = nn.Linear(in_features, state_features, bias=bias, device=device, dtype=dtype)
-        self._finish_weight(self._uniform(weight == "nonneg"), state_features)
+        self._finish_weight(state_features)
 
     def _features(self, x: object) -> Tensor:
         return self._check_input("x", x, self.in_features, -1, None)

@@ -11,8 +11,10 @@ from ..errors import DomainError, OptionError, unknown_name
 
 __all__ = ["NONNEG", "Nonneg", "make_nonneg", "undo_nonneg"]
 
-# Below this, the inverse of exp or softplus would be -inf and the weight could never grow again.
-_FLOOR = 1e-12
+
+def _floored(weight: Tensor) -> Tensor:
+    """Without exact zeros: there the inverse of exp or softplus is -inf, and the weight could never grow again."""
+    return weight.clamp(min=max(1e-12, torch.finfo(weight.dtype).tiny))
 
 
 class Nonneg(nn.Module):
@@ -60,7 +62,7 @@ class _Softplus(Nonneg):
         return F.softplus(free)
 
     def invert(self, weight: Tensor) -> Tensor:
-        clamped = weight.clamp(min=_FLOOR)
+        clamped = _floored(weight)
         return clamped + torch.log(-torch.expm1(-clamped))
 
 
@@ -69,7 +71,7 @@ class _Exp(Nonneg):
         return free.exp()
 
     def invert(self, weight: Tensor) -> Tensor:
-        return weight.clamp(min=_FLOOR).log()
+        return _floored(weight).log()
 
 
 NONNEG: dict[str, type[Nonneg]] = {"abs": _Abs, "softplus": _Softplus, "square": _Square, "exp": _Exp}
@@ -90,7 +92,12 @@ def make_nonneg(module: nn.Module, name: str = "weight", how: str = "abs") -> No
         raise unknown_name("nonnegative parametrization", how, NONNEG)
     if parametrize.is_parametrized(module, name):
         raise OptionError(f"{type(module).__name__}.{name} is already parametrized; remove that parametrization first.")
-    weight = getattr(module, name)
+    weight = module._parameters.get(name)
+    if weight is None:
+        raise OptionError(
+            f"{type(module).__name__} has no parameter {name!r} (it has {', '.join(module._parameters) or 'none'}); if "
+            "another norm has replaced it, remove that norm first."
+        )
     with torch.no_grad():
         weight.abs_()
     parametrize.register_parametrization(module, name, NONNEG[how]())

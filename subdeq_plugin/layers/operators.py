@@ -35,6 +35,10 @@ class Operator(Protocol):
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> Operator: ...
 
+    def defect(self, state_shape: torch.Size | None) -> str:
+        """Empty when this is a map of a state space (of states of the given shape) to itself; else what is wrong."""
+        ...
+
     def coefficients(self) -> tuple[Tensor, ...]:
         """Tensors that are nonnegative exactly when the operator is."""
         ...
@@ -82,6 +86,13 @@ class DenseOperator:
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> DenseOperator:
         return DenseOperator(*tensors)
+
+    def defect(self, state_shape: torch.Size | None) -> str:
+        if self.weight.dim() != 2 or self.weight.shape[0] != self.weight.shape[1]:
+            return f"the weight must be square, it has shape {tuple(self.weight.shape)}"
+        if state_shape is not None and state_shape[-1:] != self.weight.shape[1:]:
+            return f"a state of shape {tuple(state_shape)} does not fit a weight of shape {tuple(self.weight.shape)}"
+        return ""
 
     def coefficients(self) -> tuple[Tensor, ...]:
         return (self.weight,)
@@ -137,6 +148,14 @@ class ConvOperator:
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> ConvOperator:
         return replace(self, weight=tensors[0])
+
+    def defect(self, state_shape: torch.Size | None) -> str:
+        shape = tuple(self.weight.shape)
+        if len(shape) != 4 or shape[0] != shape[1] or shape[2] % 2 == 0 or shape[3] % 2 == 0:
+            return f"the weight must be (C, C, kh, kw) with odd kernel sizes, it has shape {shape}"
+        if state_shape is not None and (len(state_shape) != 4 or state_shape[1] != shape[1]):
+            return f"a state of shape {tuple(state_shape)} does not fit a weight of shape {shape}"
+        return ""
 
     def coefficients(self) -> tuple[Tensor, ...]:
         return (self.weight,)
@@ -275,6 +294,14 @@ class GraphOperator:
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> GraphOperator:
         return replace(self, weight=tensors[0] if tensors else None)
+
+    def defect(self, state_shape: torch.Size | None) -> str:
+        nodes = self._matrix.shape[0]
+        if state_shape is not None and (len(state_shape) < 2 or state_shape[-2] != nodes):
+            return f"a state of shape {tuple(state_shape)} does not fit a graph of {nodes} nodes"
+        if self.weight is None:
+            return ""
+        return DenseOperator(self.weight).defect(None if state_shape is None else state_shape[-1:])
 
     def coefficients(self) -> tuple[Tensor, ...]:
         return (self._matrix.values(), *self.tensors)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..errors import OptionError
 from ..metrics import Contraction
 from ..result import Solution
 from .anderson import Anderson
@@ -64,5 +65,7 @@ def solve(
         OptionError: an option out of range.
         ShapeError, DomainError: an unusable start.
     """
+    if solver is not None and not isinstance(solver, Solver):
+        raise OptionError(f"solver must be a Solver such as parse_solver('subdeq:picard'), got {solver!r}.")
     problem = Problem.of(function, start, contraction)
     return (solver or Auto()).solve(problem, start, Stop(tol, max_iter, stop_mode, tuple(indexing)))

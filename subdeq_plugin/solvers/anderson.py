@@ -49,7 +49,7 @@ class Anderson(Solver):
     damping: float = 1.0
     regularization: float = 10.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.memory >= 1, "memory", self.memory, "at least 1")
         require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
         require(self.regularization >= 0, "regularization", self.regularization, "nonnegative")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,8 +26,9 @@ class Auto(Solver):
 
     With a proven rate `q`, the distance of successive iterates shrinks at least like `q**k`, so the number of steps is
     known after the first; two steps later the observed rate, never worse, predicts it more sharply. The solver runs
-    that many steps untested, tests once, and goes on if the test fails. When more than `patience` steps are
-    predicted, or nothing is proven, Anderson acceleration takes over (GMRES for an affine map).
+    that many steps untested, tests once, and goes on if the test fails. Where more than `patience` steps are
+    predicted, or nothing is proven, Anderson acceleration takes over (GMRES for an affine map). All of this is decided
+    for each sample by itself.
 
     Attributes:
         patience: the largest number of plain steps taken on trust.
@@ -37,7 +37,7 @@ class Auto(Solver):
     name: ClassVar[str] = "auto"
     patience: int = 24
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.patience >= 1, "patience", self.patience, "at least 1")
 
     def start(self, problem: Problem, z: Tensor) -> Any:
@@ -59,11 +59,10 @@ class Auto(Solver):
         last = problem(z)
         steps = self._predict(contraction, stop, (start, first), (z, last))
         taken = 1 + _PROBE
-        z = last
-        if steps <= self.patience:
-            steps = min(steps, room - taken)
-            z = advance(problem, z, steps)
-            taken += steps
+        # Every sample takes the number of steps it would take alone; where plain steps do not pay it takes none.
+        steps = torch.where(steps <= self.patience, steps, 0).clamp(max=room - taken)
+        z = advance(problem, last, steps)
+        taken += int(steps.max())
         z = torch.where(z.isfinite().all(dim=1, keepdim=True), z, start)
         return iterate(problem, self, z.reshape(problem.shape), stop, evaluations=taken)
 
@@ -72,16 +71,18 @@ class Auto(Solver):
         return Gmres() if problem.affine else Anderson()
 
     @staticmethod
-    def _predict(contraction: Contraction, stop: Stop, begin: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> int:
-        """How many more steps bring the distance of successive iterates below the tolerance."""
-        first, now = contraction.largest_distance(*begin), contraction.largest_distance(*end)
-        goal = stop.tol
+    def _predict(
+        contraction: Contraction, stop: Stop, begin: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """How many more steps bring the distance of successive iterates below the tolerance: `(B,)` int64."""
+        first, now = contraction.distance(*begin), contraction.distance(*end)
+        goal = torch.full_like(now, stop.tol)
         if stop.mode == "abs":
-            norm = torch.linalg.vector_norm(end[1], dim=1)
-            goal /= max(1.0, float(torch.where(norm.isfinite(), norm, 0.0).max()))
-        if now <= goal or first == 0:  # a first step that shows no distance predicts nothing
-            return 0
+            goal = goal / torch.linalg.vector_norm(end[1], dim=1).clamp(min=1.0)
+        goal = torch.maximum(goal, torch.finfo(now.dtype).eps * now)
         # In exact arithmetic the observed rate cannot exceed the proven one; near the rounding error it can.
-        rate = min(contraction.rate, max((now / first) ** (1 / _PROBE), 1e-6))
-        goal = max(goal, torch.finfo(end[1].dtype).eps * now)
-        return math.ceil(math.log(goal / now) / math.log(rate)) if rate > 0 else 1
+        rate = ((now / first) ** (1 / _PROBE)).clamp(min=1e-6, max=max(contraction.rate, 1e-6))
+        steps = torch.ceil(torch.log(goal / now) / torch.log(rate))
+        # Done already, or nothing to predict from: NaN, or a first step that shows no distance.
+        steps = torch.where((now > goal) & steps.isfinite(), steps, 0.0)
+        return steps.to(torch.float64).clamp(min=0.0, max=1e6).to(torch.int64)

@@ -203,6 +203,23 @@ class Solver(ABC):
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for option, kind in self.options().items():
+            value = getattr(self, option)
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+                raise OptionError(
+                    f"option {option} of solver {self.name} must be of type {kind.__name__}, got {value!r}."
+                )
+        self.check()
+
+    def check(self) -> None:  # noqa: B027  (a solver without options has nothing to check)
+        """Refuse options out of range; their types have been checked.
+
+        Raises:
+            OptionError: naming the option, its value and its range.
+        """
+
     @abstractmethod
     def start(self, problem: Problem, z: Tensor) -> Any:
         """A fresh state for one solve from `z (B, N)`."""

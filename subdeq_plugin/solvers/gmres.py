@@ -35,7 +35,7 @@ class Gmres(Solver):
     linear_rtol: float = 3e-5
     krylov_dim: int = 40
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(0 < self.linear_rtol < 1, "linear_rtol", self.linear_rtol, "in (0, 1)")
         require(self.krylov_dim >= 1, "krylov_dim", self.krylov_dim, "at least 1")
 

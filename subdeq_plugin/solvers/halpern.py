@@ -37,7 +37,7 @@ class Halpern(Solver):
     name: ClassVar[str] = "halpern"
     restart: float = 0.5
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(0 <= self.restart < 1, "restart", self.restart, "in [0, 1)")
 
     def start(self, problem: Problem, z: Tensor) -> _Anchor:

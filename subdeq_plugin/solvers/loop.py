@@ -139,8 +139,14 @@ def iterate(problem: Problem, solver: Solver, z0: Tensor, stop: Stop, *, evaluat
     )
 
 
-def advance(problem: Problem, z: Tensor, steps: int) -> Tensor:
-    """`steps` plain applications of the map to `z (B, N)`, without any test."""
-    for _ in range(steps):
-        z = problem(z)
+def advance(problem: Problem, z: Tensor, steps: int | Tensor) -> Tensor:
+    """Plain applications of the map to `z (B, N)` without any test: `steps` of them, or `(B,)`, each sample its own."""
+    if isinstance(steps, int):
+        for _ in range(steps):
+            z = problem(z)
+        return z
+    fewest, most = int(steps.min()), int(steps.max())
+    z = advance(problem, z, fewest)
+    for taken in range(fewest, most):
+        z = _rows(steps > taken, problem(z), z)
     return z

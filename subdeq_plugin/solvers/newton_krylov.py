@@ -45,7 +45,7 @@ class NewtonKrylov(Solver):
     krylov_dim: int = 30
     backtracks: int = 3
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(0 < self.linear_rtol < 1, "linear_rtol", self.linear_rtol, "in (0, 1)")
         require(self.krylov_dim >= 1, "krylov_dim", self.krylov_dim, "at least 1")
         require(self.backtracks >= 0, "backtracks", self.backtracks, "nonnegative")

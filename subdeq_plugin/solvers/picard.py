@@ -26,7 +26,7 @@ class Picard(Solver):
     name: ClassVar[str] = "picard"
     damping: float = 1.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(0 < self.damping <= 1, "damping", self.damping, "in (0, 1]")
 
     def start(self, problem: Problem, z: Tensor) -> None:

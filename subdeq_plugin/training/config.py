@@ -110,7 +110,7 @@ class ImageClassifier(nn.Module):
 
     def layer_input(self, images: Tensor) -> Tensor:
         """What the equilibrium layer is given for a batch of images: standardised, flat for a dense layer."""
-        standard = (images - self.mean) / self.std
+        standard = (images.to(self.mean.dtype) - self.mean) / self.std
         return standard.flatten(1) if self.flat_input else standard
 
     def standardize(self, images: Tensor) -> None:

@@ -26,7 +26,7 @@ from .checkpoint import (
 )
 from .config import ImageClassifier, TrainConfig, build_model
 
-__all__ = ["CHECKPOINT_NAME", "EpochRecord", "TrainResult", "evaluate", "guaranteed_error", "train"]
+__all__ = ["CHECKPOINT_NAME", "EpochRecord", "TrainResult", "evaluate", "guaranteed_error", "summarize", "train"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _EVAL_BATCH = 1024
@@ -45,6 +45,7 @@ class TrainResult:
             mu, seconds.
         config: the settings.
         checkpoint: the file with the final state.
+        is_main: whether this process is the one that reports, among several.
     """
 
     model: ImageClassifier
@@ -52,23 +53,31 @@ class TrainResult:
     history: list[EpochRecord]
     config: TrainConfig
     checkpoint: Path
+    is_main: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-compatible values."""
-        last = self.history[-1]
         return {
             "dataset": self.config.dataset,
-            "test_accuracy": last["test_accuracy"],
-            "epochs": len(self.history),
-            "seconds_per_epoch": sum(record["seconds"] for record in self.history) / len(self.history),
-            "forward_iterations": last["forward_iterations"],
-            "backward_iterations": last["backward_iterations"],
+            **summarize(self.history),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "certificate": self.certificate.to_dict(),
             "config": self.config.to_dict(),
             "history": self.history,
             "checkpoint": str(self.checkpoint),
         }
+
+
+def summarize(history: list[EpochRecord]) -> dict[str, float]:
+    """What a run's records come down to: accuracy and iterations of the last epoch, mean seconds per epoch."""
+    last = history[-1]
+    return {
+        "test_accuracy": last["test_accuracy"],
+        "epochs": len(history),
+        "seconds_per_epoch": sum(record["seconds"] for record in history) / len(history),
+        "forward_iterations": last["forward_iterations"],
+        "backward_iterations": last["backward_iterations"],
+    }
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, ranks: int) -> Iterator[Tensor]:
@@ -170,7 +179,7 @@ def train(
         save_checkpoint(
             path, _snapshot(config, shape, data.classes, history, certify(model.deq.layer), model, optimizer)
         )
-    return TrainResult(model, certify(model.deq.layer), history, config, path)
+    return TrainResult(model, certify(model.deq.layer), history, config, path, fabric.is_global_zero)
 
 
 def _fabric(devices: int | str, accelerator: str, strategy: str, precision: str) -> Any:
@@ -212,11 +221,14 @@ def _run_epoch(
         stats = model.deq.stats
         forward += stats.forward.evaluations if stats.forward else 0
         backward += stats.backward.evaluations + stats.backward.linear_evaluations if stats.backward else 0
+    sums = torch.tensor([total, correct, seen, forward, backward], dtype=torch.float64, device=fabric.device)
+    total, correct, seen, forward, backward = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    steps = per_epoch * fabric.world_size
     return {
         "loss": total / seen,
         "train_accuracy": correct / seen,
-        "forward_iterations": forward / per_epoch,
-        "backward_iterations": backward / per_epoch,
+        "forward_iterations": forward / steps,
+        "backward_iterations": backward / steps,
     }
 
 
@@ -247,9 +259,8 @@ def _restore(
     """Load the checkpoint into model and optimiser and return its history."""
     same = replace(checkpoint.config, epochs=config.epochs)
     if same != config:
-        differing = [
-            name for name, value in config.to_dict().items() if same.to_dict()[name] != value and name != "epochs"
-        ]
+        stored = same.to_dict()
+        differing = [name for name, value in config.to_dict().items() if stored[name] != value]
         raise OptionError(f"the checkpoint was trained with other settings: {', '.join(differing)}; leave them out.")
     if checkpoint.epoch > config.epochs:
         raise OptionError(f"epochs={config.epochs}, but the checkpoint has {checkpoint.epoch} epochs behind it.")

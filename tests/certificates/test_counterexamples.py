@@ -116,7 +116,10 @@ def test_a_negative_term_outside():
 
 
 def dense_bound(activation: str, shift: float, power: float, weight, **more) -> BoundMap:
-    arrays = {"weight": torch.tensor(weight, dtype=torch.float64), "outer": torch.zeros(1, 1, dtype=torch.float64)}
+    arrays = {
+        "weight": torch.tensor(weight, dtype=torch.float64),
+        "outer": torch.zeros(1, len(weight), dtype=torch.float64),
+    }
     options = {"kind": "dense", "activation": activation, "shift": shift, "power": power, **more}
     return BoundMap.from_spec(MapSpec(arrays, options))
 

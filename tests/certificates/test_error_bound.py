@@ -141,9 +141,11 @@ def test_the_count_satisfies_banachs_inequality_and_no_smaller_one_does(eps, ste
     assert count == 0 or rate ** (count - 1) * Fraction(step) >= target * (1 - Fraction(1, 10**12))
 
 
-def test_the_count_without_an_input_assumes_a_unit_step():
+def test_the_count_without_an_input_is_relative_to_the_start():
     proof = certify(SubhomLinear(1, 1))
-    assert proof.iterations_for(1e-3) == proof.iterations_for(1e-3, first_step=1.0)
+    count = proof.iterations_for(1e-3)
+    assert proof.rate**count <= 1e-3 < proof.rate ** (count - 1)
+    assert proof.iterations_for(1.5) == 0
     assert proof.iterations_for(1e-3, first_step=0.0) == 0
     for eps in (0.0, -1.0, math.nan):
         with pytest.raises(OptionError, match="eps must be positive"):

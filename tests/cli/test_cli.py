@@ -99,3 +99,31 @@ def test_help_lists_the_commands():
     result = subdeq("--help")
     assert result.returncode == 0
     assert "train" in result.stdout and "certify" in result.stdout
+
+
+def test_messages_are_printed_as_they_are(tmp_path):
+    for name in ("[/foo]", "x[train]y"):
+        result = subdeq("certify", tmp_path / name)
+        assert result.returncode == 2 and name in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_missing_matplotlib_costs_the_picture_only(tmp_path):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.modules['matplotlib.figure'] = None\n"
+        "from subdeq_plugin.cli.main import run\n"
+        f"sys.argv = ['subdeq', 'train', 'digits', '--epochs', '1', '--units', '8', '--out', {str(tmp_path)!r}, "
+        f"'--json', {str(tmp_path / 'r.json')!r}]\n"
+        "run()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert "PROVEN" in result.stdout and "no picture" in result.stdout and "[plot]" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["certificate"]["unique"]
+
+
+def test_certify_json_carries_the_run(run, tmp_path):
+    out, _ = run
+    subdeq("certify", out / "checkpoint.safetensors", "--json", tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    trained = json.loads((out / "deep" / "result.json").read_text())
+    for key in ("test_accuracy", "epochs", "seconds_per_epoch", "forward_iterations", "backward_iterations"):
+        assert content[key] == trained[key], key
