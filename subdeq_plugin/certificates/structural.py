@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..activations import Activation
 from ..degrees import POSITIVE, Degree
 from ..degrees.rules import compose, linear
 from ..errors import DegreeError, OptionError
-from ..layers import BoundMap, Structure, SubhomLayer
+from ..layers import BoundMap, Normalizer, Structure, SubhomLayer
 from .base import Certificate, Check, smallest, snapshot
 
 __all__ = ["certify"]
@@ -70,20 +71,17 @@ def _only_layer(target: object) -> SubhomLayer:
 def _certify_layer(layer: SubhomLayer) -> Certificate:
     structure = layer.structure()
     checks = [*_weight_checks(structure), *_injection_checks_unseen(layer)]
-    assumed = layer.activation.function.accurate
-    scope = "every input x with a finite injection, every state z > 0"
-    if not assumed:
-        scope = f"every input x whose injection stays below {_ASSUMED_INJECTION:g}, every state z > 0 in range"
+    tailless = not layer.activation.function.accurate
+    inputs = f"whose injection stays below {_ASSUMED_INJECTION:g}" if tailless else "with a finite injection"
+    scope = f"every input x {inputs}; {_states(layer.activation)}"
     return _conclude(
-        checks,
-        layer.activation,
-        layer.normalizer,
-        structure.row_sum,
-        _ASSUMED_INJECTION,
-        scope,
-        layer,
-        None,
+        checks, layer.activation, layer.normalizer, structure.row_sum, _ASSUMED_INJECTION, scope, layer, None
     )
+
+
+def _states(activation: Activation) -> str:
+    """The states a certificate covers; a registered activation is proven in the range of a double only."""
+    return "every state z > 0" + ("" if activation.function.accurate else " in the range of a double")
 
 
 def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
@@ -98,7 +96,7 @@ def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
             checks.append(_injection_check(place, injected))
     largest = max((float(part.abs().max()) for part in injections.values() if part is not None), default=0.0)
     shape = None if bound.state_shape is None else tuple(bound.state_shape)
-    scope = "the bound input" + (f", state of shape {shape}" if shape else "") + "; every state z > 0"
+    scope = "the bound input" + (f", state of shape {shape}" if shape else "") + f"; {_states(bound.activation)}"
     return _conclude(
         checks, bound.activation, bound.normalizer, structure.row_sum, largest, scope, layer, snapshot(bound)
     )
@@ -202,8 +200,8 @@ def _injection_checks_unseen(layer: SubhomLayer) -> list[Check]:
 
 def _conclude(
     checks: list[Check],
-    activation: Any,
-    normalizer: Any,
+    activation: Activation,
+    normalizer: Normalizer | None,
     row_sum: Callable[[], float] | None,
     injection: float,
     scope: str,
@@ -254,7 +252,7 @@ def _extended(degree: Degree) -> Degree:
     return Degree(degree.bound, POSITIVE, degree.provenance, degree.order_preserving)
 
 
-def _contraction(degree: Degree, normalizer: Any) -> tuple[float, str, str]:
+def _contraction(degree: Degree, normalizer: Normalizer | None) -> tuple[float, str, str]:
     """The factor of one step, its metric, and the name of the check."""
     if normalizer is None:
         return degree.bound, "thompson", "contraction in Thompson's metric: mu"
@@ -264,7 +262,7 @@ def _contraction(degree: Degree, normalizer: Any) -> tuple[float, str, str]:
     return 2 * degree.bound, "thompson", f"contraction in Thompson's metric ({why}): 2 mu"
 
 
-def _range_check(activation: Any, row_sum: Callable[[], float] | None, injection: float, reach: float) -> Check:
+def _range_check(activation: Activation, row_sum: Callable[[], float] | None, injection: float, reach: float) -> Check:
     """`{z > 0 : W z + b <= reach}` is log-convex; it must be invariant when the degree ends at `reach`.
 
     The normalised state has entries of at most 1, hence the maximum with 1.
