@@ -132,13 +132,14 @@ def train_command(
         f"test accuracy {100 * last['test_accuracy']:.2f} % after {config.epochs} epochs; forward "
         f"{last['forward_iterations']:.1f}, backward {last['backward_iterations']:.1f} iterations a step",
         highlight=False,
+        soft_wrap=True,
     )
     show_certificate(report, result.certificate)
     summary = result.to_dict()
     if result.certificate.unique:
         worst = float(guaranteed_error(result.model, data.test_x).max())
         summary["largest_guaranteed_error"] = worst
-        report.print(proven_line(worst), highlight=False)
+        report.print(proven_line(worst), highlight=False, soft_wrap=True)
     if json_path is not None:
         write_json(json_path, summary)
     report.print(escape(f"checkpoint {result.checkpoint}"), highlight=False, soft_wrap=True)
