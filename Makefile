@@ -1,5 +1,5 @@
 # Everything here sets itself up in .venv. TORCH=cpu (default) pins the torch of constraints/cpu.txt;
-# TORCH=cuda takes whatever build of torch the package index serves.
+# TORCH=cuda takes whatever build of torch the package index serves (in a new environment: `make clean` first).
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= cpu
