@@ -69,8 +69,9 @@ def register_activation(
 
     def derivative(t: Tensor) -> Tensor:
         differentiable = t.requires_grad and torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = t if differentiable else t.detach().requires_grad_()
+        # A clone taken outside inference mode is an ordinary tensor, even of an inference tensor.
+        with torch.inference_mode(False), torch.enable_grad():
+            at = t if differentiable else t.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(value(at).sum(), at, create_graph=differentiable)
         return slope
 

@@ -126,3 +126,12 @@ def test_a_degree_above_one_is_reported_and_not_certified():
     assert activation.degree().bound >= 1.99
     proof = certify(SubhomLinear(2, 2, name, shift=0.1))
     assert not proof.unique and proof.reasons
+
+
+def test_derivatives_in_inference_mode():
+    function = register_activation("inferred", lambda t: t * t.sigmoid())
+    t = torch.linspace(-2, 3, 7, dtype=torch.float64)
+    expected = t.sigmoid() * (1 + t * (1 - t.sigmoid()))
+    with torch.inference_mode():
+        torch.testing.assert_close(function.derivative(t.clone()), expected)
+    torch.testing.assert_close(function.derivative(t), expected)
