@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._shapes import check_floating, check_nonempty, check_positive, check_shape
+from .._shapes import check_nonempty, check_positive
 from ..activations.base import TINY
 from ..errors import CertificateError
 from ..layers import BoundMap
@@ -79,10 +79,8 @@ def error_bound(bound: BoundMap, z: Tensor, contraction: Contraction | None) -> 
 
     Infinite where nothing is proven and for samples with NaN. See `Certificate.error_bound`.
     """
-    check_floating("z", z)
+    bound.check_state("z", z)
     check_nonempty("z", z)
-    if bound.state_shape is not None:
-        check_shape("z", z, tuple(bound.state_shape))
     check_positive("z", z)
     with torch.no_grad():
         state = z.detach().to("cpu", torch.float64)
@@ -115,7 +113,7 @@ def first_step(bound: BoundMap, contraction: Contraction) -> float:
         exact = bound.to("cpu", torch.float64)
         if exact.state_shape is None:
             raise CertificateError("this map has no injection that would tell the state's shape; pass first_step.")
-        start = torch.ones(exact.state_shape, dtype=torch.float64)
+        start = exact.start()
         placed = _on_slice(exact, start, contraction)
         image, rounding = _evaluate(exact, placed)
         rounding += _slice_rounding(exact, start, contraction)

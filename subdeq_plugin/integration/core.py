@@ -223,18 +223,14 @@ def _registered(key: str) -> str:
 
 
 def _start(bound: BoundMap, z_init: Any) -> Tensor:
-    shape = bound.state_shape
     if z_init is None:
-        if shape is None:
-            raise ShapeError("z_init is missing, and this map has no injection that would tell the state's shape.")
-        return torch.ones(shape, dtype=bound.dtype, device=bound.operator.coefficients()[0].device)
-    if not isinstance(z_init, Tensor):
-        raise ShapeError(f"z_init must be one tensor for a BoundMap, got {type(z_init).__name__}.")
-    if shape is not None and z_init.shape != shape:
-        raise ShapeError(f"z_init must have shape {tuple(shape)}, got {tuple(z_init.shape)}.")
-    if z_init.dtype != bound.dtype:
-        raise ShapeError(f"z_init must have the dtype of the map, {bound.dtype}, got {z_init.dtype}.")
-    return z_init
+        return bound.start()
+    if isinstance(z_init, list | tuple):
+        raise ShapeError(f"z_init must be one tensor for a BoundMap, got {type(z_init).__name__}; pass z_init[0].")
+    start = bound.check_state("z_init", z_init)
+    if start.dtype != bound.dtype:
+        raise ShapeError(f"z_init must have the dtype of the map, {bound.dtype}, got {start.dtype}.")
+    return start
 
 
 def _thompson_rate(contraction: Contraction | None) -> float | None:

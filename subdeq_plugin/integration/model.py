@@ -72,10 +72,7 @@ class SubDEQ(nn.Module):
             ShapeError, DomainError: an unusable input or start.
             ConvergenceError: samples failed and `on_failure="raise"`.
         """
-        bound = self.layer.bind(x)
-        start = self.layer.start_of(bound) if z_init is None else z_init
-        self.layer.check_state(start, bound)
-        states, _ = self.deq(bound, start)
+        states, _ = self.deq(self.layer.bind(x), z_init)
         result: Tensor = states[0]
         return result
 

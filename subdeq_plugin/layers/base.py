@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._shapes import autocast_dtype, check_floating, check_nonempty, check_positive, check_shape
+from .._shapes import autocast_dtype, check_floating, check_nonempty
 from ..activations import Activation
 from ..degrees import POSITIVE, REALS
 from ..errors import DomainError, ShapeError, unknown_name
@@ -174,37 +174,12 @@ class SubhomLayer(nn.Module, ABC):
             ShapeError: `z` does not fit `x`.
         """
         bound = self.bind(x)
-        self._check_shape(z, bound)
+        bound.check_state("z", z)
         return bound(z)
-
-    @staticmethod
-    def _check_shape(z: Tensor, bound: BoundMap) -> None:
-        check_floating("z", z)
-        if bound.state_shape is not None:
-            check_shape("z", z, tuple(bound.state_shape))
-
-    def check_state(self, z: Tensor, bound: BoundMap) -> None:
-        """Refuse a start of the wrong dtype or shape, or outside the cone.
-
-        Raises:
-            ShapeError: `z` does not fit the bound input.
-            DomainError: the layer lives on the positive orthant and `z` has an entry that is not positive.
-        """
-        self._check_shape(z, bound)
-        if z.dtype != bound.dtype:
-            raise ShapeError(f"z must have the dtype of the layer, {bound.dtype}, got {z.dtype}.")
-        if self.positive:
-            check_positive("z", z)
 
     def initial_state(self, x: Any) -> Tensor:
         """The default start: all ones, in the shape and dtype of the state."""
-        return self.start_of(self.bind(x))
-
-    def start_of(self, bound: BoundMap) -> Tensor:
-        """The default start for a map that this layer has bound."""
-        injected = bound.inner if bound.inner is not None else bound.outer
-        assert injected is not None  # a layer always injects
-        return torch.ones_like(injected, dtype=bound.dtype)
+        return self.bind(x).start()
 
     def _check_input(self, name: str, x: object, features: int, dim: int, allowed: tuple[int, ...] | None) -> Tensor:
         """The common checks of a feature tensor: dtype, number of dimensions, size of dimension `dim`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._shapes import check_floating, check_shape
 from ..activations import Activation
 from ..degrees import REALS
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
@@ -121,6 +122,27 @@ class BoundMap:
     def dtype(self) -> torch.dtype:
         """The dtype of states: that of the operator, whatever autocast made of the injection."""
         return self.operator.coefficients()[0].dtype
+
+    def start(self) -> Tensor:
+        """The default start of a solve: all ones.
+
+        Raises:
+            ShapeError: no injection tells the state's shape.
+        """
+        if self.state_shape is None:
+            raise ShapeError("this map has no injection that would tell the state's shape; pass a start of your own.")
+        return torch.ones(self.state_shape, dtype=self.dtype, device=self.operator.coefficients()[0].device)
+
+    def check_state(self, name: str, z: object) -> Tensor:
+        """`z` as a floating-point tensor of the state's shape.
+
+        Raises:
+            ShapeError: it is none.
+        """
+        state = check_floating(name, z)
+        if self.state_shape is not None:
+            check_shape(name, state, tuple(self.state_shape))
+        return state
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

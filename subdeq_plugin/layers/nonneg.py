@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,15 +19,16 @@ def _floored(weight: Tensor) -> Tensor:
     return weight.clamp(min=max(1e-12, torch.finfo(weight.dtype).tiny))
 
 
-class Nonneg(nn.Module):
+class Nonneg(nn.Module, ABC):
     """Base of the parametrizations; subclasses give the function and its inverse on nonnegative tensors."""
 
+    @abstractmethod
     def forward(self, free: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The nonnegative weight."""
 
+    @abstractmethod
     def invert(self, weight: Tensor) -> Tensor:
         """A free parameter that `forward` maps to `weight >= 0`."""
-        raise NotImplementedError
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Called by torch when the user assigns the weight.

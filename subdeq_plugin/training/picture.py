@@ -36,7 +36,7 @@ def convergence(model: ImageClassifier, images: Tensor) -> tuple[list[float], fl
         certificate = certify(bound)
         name = certificate.metric or "thompson"
         distance = metric_function(name)
-        z = bound.project(model.deq.layer.start_of(bound))  # Hilbert's rate holds on the slice
+        z = bound.project(bound.start())  # Hilbert's rate holds on the slice
         steps: list[float] = []
         for _ in range(_STEPS):
             image = bound(z)

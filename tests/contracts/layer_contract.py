@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subdeq_plugin.errors import DomainError, ShapeError
 from subdeq_plugin.layers import BoundMap, SubhomLayer
+from subdeq_plugin.solvers import solve
 from tests.helpers import p_norm, random_states
 
 
@@ -146,4 +147,4 @@ class LayerContract:
             broken = z.clone()
             broken.view(-1)[1] = bad
             with pytest.raises(DomainError, match="strictly positive"):
-                layer.check_state(broken, bound)
+                solve(bound, broken)

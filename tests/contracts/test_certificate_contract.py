@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from subdeq_plugin.activations import register_activation
+from tests.contracts.cases import FromCase
 from tests.contracts.certificate_contract import CertificateContract
 from tests.helpers import LayerCase, layer_cases
 
@@ -12,18 +13,10 @@ register_activation("certificate_swish", lambda t: t * t.sigmoid())
 register_activation("certificate_falling", lambda t: (-t).sigmoid())
 
 
-class TestEveryLayer(CertificateContract):
+class TestEveryLayer(FromCase, CertificateContract):
     @pytest.fixture(params=list(layer_cases()), ids=str)
     def case(self, request) -> LayerCase:
         return request.param
-
-    @pytest.fixture
-    def layer(self, case):
-        return case.layer()
-
-    @pytest.fixture
-    def x(self, layer, case):
-        return case.input()
 
     def test_theorem_metric_and_factor(self, case, certificate):
         whole = case.over == "state"
@@ -37,7 +30,7 @@ class TestEveryLayer(CertificateContract):
         assert (certificate.theorem, certificate.metric, factor) == expected
 
 
-class TestOtherActivations(CertificateContract):
+class TestOtherActivations(FromCase, CertificateContract):
     @pytest.fixture(
         params=[
             LayerCase("dense", None, activation="softplus", shift=0.0, power=0.5),
@@ -56,16 +49,8 @@ class TestOtherActivations(CertificateContract):
     def case(self, request) -> LayerCase:
         return request.param
 
-    @pytest.fixture
-    def layer(self, case):
-        return case.layer()
 
-    @pytest.fixture
-    def x(self, layer, case):
-        return case.input()
-
-
-class TestUserActivations(CertificateContract):
+class TestUserActivations(FromCase, CertificateContract):
     @pytest.fixture(
         params=[
             LayerCase("dense", None, activation="certificate_swish", shift=0.3, power=0.6),
@@ -76,11 +61,3 @@ class TestUserActivations(CertificateContract):
     )
     def case(self, request) -> LayerCase:
         return request.param
-
-    @pytest.fixture
-    def layer(self, case):
-        return case.layer()
-
-    @pytest.fixture
-    def x(self, layer, case):
-        return case.input()

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tests.contracts.cases import FromCase
 from tests.contracts.layer_contract import LayerContract
 from tests.helpers import LayerCase, layer_cases
 
 
-class TestEveryLayer(LayerContract):
+class TestEveryLayer(FromCase, LayerContract):
     @pytest.fixture(params=list(layer_cases()), ids=str)
     def case(self, request) -> LayerCase:
         return request.param
-
-    @pytest.fixture
-    def layer(self, case):
-        return case.layer()
-
-    @pytest.fixture
-    def x(self, layer, case):
-        return case.input()
 
 
 class TestOtherActivations(TestEveryLayer):

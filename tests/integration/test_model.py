@@ -241,7 +241,7 @@ def test_a_start_of_another_dtype_is_refused():
     torch.manual_seed(0)
     layer = sd.SubhomLinear(3, 4)
     x = torch.rand(2, 3)
-    with pytest.raises(ShapeError, match=r"dtype of the layer, torch\.float32, got torch\.float64"):
+    with pytest.raises(ShapeError, match=r"dtype of the map, torch\.float32, got torch\.float64"):
         sd.SubDEQ(layer)(x, torch.ones(2, 4, dtype=torch.float64))
     with pytest.raises(ShapeError, match=r"dtype of the map, torch\.float32, got torch\.float64"):
         sd.CertifiedDEQ()(layer.bind(x), torch.ones(2, 4, dtype=torch.float64))
