@@ -16,6 +16,7 @@ from ..degrees import POSITIVE, REALS, Degree, Interval, Piece, enclose_range, p
 from ..degrees.jets import Jet
 from ..degrees.rules import power as power_rule
 from ..errors import DegreeError, DomainError, OptionError, unknown_name
+from .ranges import Shape, enclose, enclose_slope, range_over, slope_over
 
 __all__ = ["TINY", "Activation", "ScalarFunction", "activation_names", "lookup", "store"]
 
@@ -34,6 +35,9 @@ class ScalarFunction:
         nondecreasing: a lemma as well; where False, the proof itself may still find it out.
         accurate: whether `value` is accurate to 32 units in the last place in float64, as torch's own functions are;
             where False, error bounds evaluate the pieces in ball arithmetic instead.
+        concave: a lemma: `s` is concave, nondecreasing and nonnegative on `t >= 0`.
+        shape: lemmas on the range of `s` and of `s'`, for a nondecreasing `s` whose slope has a single peak; without
+            them enclosures evaluate the pieces in ball arithmetic.
     """
 
     name: str
@@ -43,6 +47,8 @@ class ScalarFunction:
     concave_like: bool = False
     nondecreasing: bool = False
     accurate: bool = True
+    concave: bool = False
+    shape: Shape | None = None
 
 
 _DOUBLE_BITS = 54  # accuracy that leaves the nearest double one rounding away
@@ -105,6 +111,15 @@ def _shifted_degree(function: ScalarFunction, shift: float, domain: Interval) ->
         (f"{what}: |t s'(t)| / (s(t) + shift) <= {proof.bound:.10g} for {proof.domain}, by interval arithmetic",),
         function.nondecreasing or proof.nondecreasing,
     )
+
+
+@lru_cache(maxsize=1024)
+def _log_slope(function: ScalarFunction, shift: float, domain: Interval) -> float:
+    """The proven bound of `|s'(t)| / (s(t) + shift)`, infinite where there is none."""
+    try:
+        return prove_ratio(function.pieces, shift, domain, name=function.name, weighted=False).bound
+    except DegreeError:
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,51 @@ class Activation:
             return self.degree(domain).bound
         except DegreeError:
             return math.inf
+
+    @property
+    def concave(self) -> bool:
+        """Whether this activation is proven concave, nondecreasing and nonnegative on `t >= 0`.
+
+        `x ** power` is concave and nondecreasing for `0 < power <= 1`, and keeps that of `s + shift`.
+        """
+        return self.function.concave and self.shift >= 0 and 0 < self.power <= 1
+
+    def enclose(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the activation over the intervals `lo <= t <= hi`, entrywise and rounded outwards.
+
+        Args:
+            lo, hi: float64 of equal shape, `lo <= hi`; infinite ends are limits.
+
+        Returns:
+            Lower and upper bounds, float64 of the same shape; `-inf` and `inf` where nothing is known, as for NaN.
+            For functions of the catalogue they are sharp to a few units in the last place, if torch's elementary
+            functions are accurate to 32. For registered ones they are sharp if all the intervals are thin, with
+            `hi - lo <= 2**-30 (1 + |lo|)`, and otherwise come from a table; beyond `FLOAT_RANGE` nothing is known.
+        """
+        return enclose(self.function, self.shift, self.power, lo, hi)
+
+    def enclose_slope(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of every element of Clarke's subdifferential over `lo <= t <= hi`; arguments as in `enclose`.
+
+        The intervals are closed: at a kink both one-sided slopes count.
+        """
+        return enclose_slope(self.function, self.shift, self.power, lo, hi)
+
+    def range(self, domain: Interval = REALS) -> tuple[float, float]:
+        """Proven bounds of the activation over a domain, either may be infinite.
+
+        Those of a registered function hold for arguments in the range of a double, `|t| <= FLOAT_RANGE`.
+        """
+        return range_over(self.function, self.shift, self.power, domain)
+
+    def slope(self, domain: Interval = REALS) -> tuple[float, float]:
+        """Proven bounds of Clarke's subdifferential over a domain, infinite where not provable; see `range`."""
+        return slope_over(self.function, self.shift, self.power, domain)
+
+    def log_slope(self, domain: Interval = REALS) -> float:
+        """The proven `sup |a'(t)| / a(t)` over a domain, rounded up; infinite where not provable; see `range`."""
+        bound = _log_slope(self.function, self.shift, domain)
+        return bound if abs(self.power) == 1 else math.nextafter(abs(self.power) * bound, math.inf)
 
     def supremum(self, edge: float) -> float:
         """An upper bound of the activation over `0 < t <= edge`, for `edge >= 1`; infinite where none was found.

@@ -9,6 +9,19 @@ Lemmas used below. `T >= 64` throughout and `c` is the shift.
   `s + c >= s(T) + c`; on the left it is at most `T s'(-T)` while `s + c > inf s + c`.
 - *Concave.* For `t > 0`, `s` concave and `s(0) >= 0` give `t s'(t) <= s(t) - s(0) <= s(t)`.
 - *Softplus.* It is convex, but `t sigmoid(t) <= t <= softplus(t)`.
+
+Lemmas on shapes and concavity. All these `s` are nondecreasing, so that their ranges end at their limits.
+
+- *Odd and smooth* (tanh, softsign, arctan, erf). `s'` is even and decreases in `|t|`: `sech(t)**2`, `(1 + |t|)**-2`,
+  `1 / (1 + t**2)`, `2 exp(-t**2) / sqrt(pi)`. Its peak is at 0, and `s` is concave on `t >= 0` with `s(0) = 0`.
+- *Sigmoid.* `1/2 + tanh(t/2) / 2`, so the peak of its slope is `1/4` at 0; `s(0) = 1/2`.
+- *Convex* (softplus, relu, leaky_relu, elu). `s'` is nondecreasing: the sigmoid; 0 then 1; 0.01 then 1; `exp(t)` then
+  1. Its peak is at infinity. But for softplus they are the identity on `t >= 0`, hence concave there.
+- *Clipped* (relu6, hardtanh). `s'` is 1 on one interval and 0 outside. On `t >= 0` they are `min(t, 6)` and
+  `min(t, 1)`.
+
+Errors of torch's derivatives: `1 - tanh**2` and `s (1 - s)` lose up to `2 * 32` units of 1 by cancellation; in
+`exp(-t**2)` the rounding of `t**2` weighs `t**2 exp(-t**2) 2**-53 < 2**-53`.
 """
 
 from __future__ import annotations
@@ -24,11 +37,15 @@ from ..degrees import Piece
 from ..degrees.jets import Jet
 from ..degrees.rigorous import Expression, Tail
 from .base import ScalarFunction, store
+from .ranges import Shape
 
 __all__: list[str] = []
 
 _INF = math.inf
 _UNBOUNDED = arb.pos_inf()
+_HALF_PI = math.nextafter(math.pi / 2, _INF)
+_TWO_OVER_ROOT_PI = math.nextafter(2 / math.sqrt(math.pi), 2.0)
+_CANCELLATION = 2.0**-45
 
 
 def _over(numerator: arb, denominator: arb) -> arb:
@@ -87,6 +104,8 @@ store(
         _bounded_smooth(lambda t: t.tanh(), arb(-1)),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-1.0, 1.0, 0.0, 1.0, peak=0.0, zero=0.0, slope_error=_CANCELLATION),
     )
 )
 
@@ -104,6 +123,8 @@ store(
         _bounded_smooth(lambda t: t.sigmoid(), arb(0)),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(0.0, 1.0, 0.0, 0.25, peak=0.0, zero=0.5, slope_error=_CANCELLATION),
     )
 )
 
@@ -125,6 +146,7 @@ store(
         ),
         concave_like=True,
         nondecreasing=True,
+        shape=Shape(0.0, _INF, 0.0, 1.0, peak=_INF),
     )
 )
 
@@ -141,6 +163,8 @@ store(
         ),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-1.0, 1.0, 0.0, 1.0, peak=0.0, zero=0.0),
     )
 )
 
@@ -152,6 +176,8 @@ store(
         _bounded_smooth(lambda t: t.atan(), -arb.pi() / 2),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-_HALF_PI, _HALF_PI, 0.0, 1.0, peak=0.0, zero=0.0),
     )
 )
 
@@ -163,6 +189,8 @@ store(
         _bounded_smooth(lambda t: t.erf(), arb(-1)),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-1.0, 1.0, 0.0, _TWO_OVER_ROOT_PI, peak=0.0, zero=0.0, slope_error=_CANCELLATION),
     )
 )
 
@@ -174,6 +202,8 @@ store(
         (Piece(-_INF, 0.0, _constant(0.0), _flat(0.0)), Piece(0.0, _INF, _identity, _linear_tail)),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(0.0, _INF, 0.0, 1.0, peak=_INF, zero=0.0, error=0.0, slope_error=0.0),
     )
 )
 
@@ -189,6 +219,8 @@ store(
         ),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-_INF, _INF, _SLOPE, 1.0, peak=_INF, zero=0.0, slope_error=0.0, identity=True),
     )
 )
 
@@ -204,6 +236,8 @@ store(
         ),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(0.0, 6.0, 0.0, 1.0, peak=3.0, zero=0.0, error=0.0, slope_error=0.0),
     )
 )
 
@@ -219,6 +253,8 @@ store(
         ),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-1.0, 1.0, 0.0, 1.0, peak=0.0, zero=0.0, error=0.0, slope_error=0.0),
     )
 )
 
@@ -231,5 +267,7 @@ store(
         (Piece(-_INF, 0.0, _elu_left, _left(_elu_left, arb(-1))), Piece(0.0, _INF, _identity, _linear_tail)),
         concave_like=True,
         nondecreasing=True,
+        concave=True,
+        shape=Shape(-1.0, _INF, 0.0, 1.0, peak=_INF, zero=0.0, identity=True),
     )
 )

@@ -1,6 +1,7 @@
 """Certificates: proofs of existence and uniqueness, rates, and guaranteed errors."""
 
 from .base import Certificate, Check
-from .structural import certify
+from .engine import CONDITIONS, certify
+from .intervals import Box
 
-__all__ = ["Certificate", "Check", "certify"]
+__all__ = ["CONDITIONS", "Box", "Certificate", "Check", "certify"]

@@ -11,48 +11,45 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..layers import BoundMap, SubhomLayer
 from ..metrics import Contraction, iterations_for
-from .posterior import error_bound, first_step
+from .intervals import Box
+from .posterior import error_bound, error_interval, first_step
+from .proof import Check, Proof
+from .subject import Subject
 
-__all__ = ["Certificate", "Check"]
+__all__ = ["Certificate", "Check", "Search"]
 
 
 @dataclass(frozen=True)
-class Check:
-    """One hypothesis of the theorem, tested on the actual numbers.
+class Search:
+    """Which conditions were to be tried, whether only until a proof was found, and which were."""
 
-    Attributes:
-        name: the hypothesis.
-        value: what was found.
-        threshold: what it must be.
-        passed: whether it holds.
-        reason: empty if it does; else why not, and the remedy.
-    """
-
-    name: str
-    value: str | float
-    threshold: str
-    passed: bool
-    reason: str = ""
+    names: tuple[str, ...]
+    stop: bool
+    tried: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """The outcome of `certify`: a proof that the fixed point exists and is unique, or "not proven".
 
-    The proof is about the map in exact arithmetic that the layer's stored weights define. Where an input is involved,
-    the injected term is the tensor that `layer.bind(x)` computed, in its dtype: the rounding of `U x + c` itself is not
-    part of any bound. "Not proven" never means that the fixed point is not unique.
+    The proof is about the map in exact arithmetic that the stored weights and the input as given define; the rounding
+    of the injection is enclosed. For a `BoundMap` the injection is the tensor that it holds. "Not proven" never means
+    that the fixed point is not unique.
 
     Attributes:
-        unique: whether existence and uniqueness are proven.
-        theorem: "A" (no normalisation) or "B" (normalised), or None. Statements: `docs/certificates.md`.
-        mu: the proven degree of the map before normalisation, or None.
-        rate: the proven contraction factor of one step, below 1, or None.
-        metric: the metric of the rate: "thompson" or "hilbert", or None.
+        unique: whether existence and uniqueness are proven, for every sample.
+        theorem: name of the strongest sufficient condition that holds, or None; statements in `docs/certificates.md`.
+            "A" and "B" are the theorems of subhomogeneous maps.
+        mu: the subhomogeneity degree behind the proof, or the one proven but too large for it; None where there is
+        none. rate: the proven contraction factor of one step, below 1, or None where only uniqueness and error are
+        proven. metric: of the rate and of the error bounds: "thompson", "hilbert", "linf" (maximum norm, weighted where
+        the
+            condition says so), "l1" or "l2"; None without a proof.
         scope: the inputs and states the proof covers.
         checks: every hypothesis with its value and threshold, in the order tested.
+        proven: `(B,)` bool, sample by sample; `(1,)` where the samples do not differ.
+        skipped: conditions not tried, because a cheaper one sufficed.
     """
 
     unique: bool
@@ -62,27 +59,67 @@ class Certificate:
     metric: str | None
     scope: str
     checks: tuple[Check, ...]
-    _layer: SubhomLayer | None = field(default=None, repr=False, compare=False)
-    _bound: BoundMap | None = field(default=None, repr=False, compare=False)
+    proven: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool), compare=False)
+    skipped: tuple[str, ...] = ()
+    _search: Search | None = field(default=None, repr=False, compare=False)
+    _subject: Subject | None = field(default=None, repr=False, compare=False)
+    _proofs: tuple[Proof, ...] = field(default=(), repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        checks: tuple[Check, ...],
+        proofs: tuple[Proof, ...],
+        search: Search,
+        mu: float | None,
+    ) -> Certificate:
+        """The certificate that a subject's proofs, strongest first, amount to; `mu`: a degree too large for one."""
+        proven = torch.zeros(1, dtype=torch.bool)
+        for proof in proofs:
+            proven = proven | proof.proven
+        unique = bool(proven.all())
+        main = proofs[0] if unique else None
+        return cls(
+            unique=unique,
+            theorem=None if main is None else " or ".join(dict.fromkeys(proof.theorem for proof in _needed(proofs))),
+            mu=mu if main is None else main.mu,
+            rate=None if main is None else main.largest_rate,
+            metric=None if main is None else main.metric,
+            scope=subject.scope if not proofs else proofs[0].scope,
+            checks=checks,
+            proven=proven,
+            skipped=tuple(name for name in search.names if name not in search.tried),
+            _search=search,
+            _subject=subject,
+            _proofs=proofs,
+        )
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not proven: one sentence per failed check; empty for a proof."""
-        return tuple(check.reason for check in self.checks if not check.passed)
+        if self.unique:
+            return ()
+        return tuple(check.reason for check in self.checks if not check.passed and check.reason)
 
     @property
     def contraction(self) -> Contraction | None:
-        """The proven contraction, for solvers; None without a proof."""
-        if not self.unique or self.rate is None or self.metric is None:
-            return None
-        return Contraction.in_metric(self.rate, self.metric)
+        """The proven contraction of plain iteration, for solvers; None without one."""
+        return self._proofs[0].contraction if self.unique else None
+
+    @property
+    def enclosure(self) -> Box | None:
+        """A box per sample that contains every fixed point, proven unique or not; None where none is known."""
+        subject = self._subject
+        boxes = None if subject is None or subject.bound is None else subject.boxes
+        return None if boxes is None else boxes.box
 
     def error_bound(self, z: Tensor, x: Any = None) -> Tensor:
         """Guaranteed distance of each sample of `z` to its true fixed point.
 
-        `d(z, z*) <= d(f(z), z) / (1 - rate)` for any `z > 0`, with `f(z)` evaluated in float64 on the CPU, the
-        rounding of that evaluation bounded and added (elementary functions are taken to be accurate to 32 units in
-        the last place, see `docs/certificates.md`), and the division rounded up.
+        `d(z, z*) <= factor d(f(z), z)`, with `factor = 1 / (1 - rate)` for a contraction (Banach). The residual is
+        measured to the farthest point of an outward-rounded enclosure of `f(z)` in float64 on the CPU (elementary
+        functions are taken to be accurate to 32 units in the last place, see `docs/certificates.md`).
 
         Args:
             z: states, of the shape of the layer's state.
@@ -92,16 +129,43 @@ class Certificate:
         Returns:
             `(B,)` float64, in the certificate's metric; infinite for a sample with NaN, and where nothing is proven.
             A value `eps` in Thompson's metric bounds the relative error of every entry of `z` by `exp(eps) - 1`; in
-            Hilbert's metric, which does not see the length of `z`, that of every entry of `z` divided by its norm.
+            Hilbert's metric, which does not see the length of `z`, that of every entry of `z` divided by its norm; in
+            the others it bounds a norm of the difference.
 
         Raises:
             CertificateError: no input is known.
-            DomainError: an entry of `z` is not positive.
+            DomainError: an entry of `z` is not positive, for a map of positive states.
         """
         certificate = self._with_input(x, "error_bound(z, x=...)")
-        bound = certificate._bound
-        assert bound is not None
-        return error_bound(bound, z, certificate.contraction)
+        function = certificate._known().interval
+        if not certificate._proofs:
+            return error_bound(function, None, z)
+        main, *others = certificate._proofs
+        error = error_bound(function, main, z)
+        for proof in others:
+            # Samples that only another condition proves: its box or ball, measured in the main proof's metric.
+            if bool((error.isinf() & proof.proven.to(error.device)).any()):
+                error = torch.fmin(error, error_bound(function, proof, z, metric=main))
+        return error
+
+    def error_interval(self, z: Tensor, x: Any = None) -> tuple[Tensor, Tensor]:
+        """Entrywise bounds `lo <= z* <= hi` of the fixed point, from everything that is proven and the state `z`.
+
+        Args:
+            z: states, of the shape of the layer's state; the closer to the fixed point, the tighter the bounds.
+            x: as in `error_bound`.
+
+        Returns:
+            Two float64 tensors of the state's shape on the CPU; infinite (or 0 below, for positive states) where
+            nothing is proven.
+
+        Raises:
+            CertificateError: no input is known.
+            DomainError: an entry of `z` is not positive, for a map of positive states.
+        """
+        certificate = self._with_input(x, "error_interval(z, x=...)")
+        box = error_interval(certificate._known().interval, certificate._proofs, z)
+        return box.lo, box.hi
 
     def iterations_for(self, eps: float, *, x: Any = None, first_step: float | None = None) -> int:
         """How many applications of the map guarantee a distance `<= eps`.
@@ -115,36 +179,42 @@ class Certificate:
                 is known.
             x: the input, where the certificate was made without one.
             first_step: the distance from the start to its image, for a start of your own. In Hilbert's metric that
-                start must lie on the slice, of norm 1.
+                start must lie on the slice, of norm 1; where the proof holds inside `enclosure`, in that box.
 
         Raises:
-            CertificateError: nothing is proven.
+            CertificateError: no rate is proven, or none from ones.
             OptionError: `eps` is not positive, or `first_step` not a finite nonnegative number.
         """
-        if not self.unique or self.rate is None:
-            raise CertificateError("no number of iterations is guaranteed: " + "; ".join(self.reasons))
-        if first_step is None and x is None and self._bound is None:
+        if self.rate is None:
+            why = "; ".join(self.reasons) or f"{self.theorem!r} proves no rate of the plain iteration"
+            raise CertificateError(f"no number of iterations is guaranteed: {why}")
+        if first_step is None and x is None and self._known().bound is None:
             return iterations_for(eps, self.rate, 1 - self.rate)  # rate**k <= eps
         if first_step is None:
-            first_step = self._first_step(x)
+            certificate = self._with_input(x, "iterations_for(eps, x=...)")
+            if certificate.rate is None:
+                raise CertificateError("no number of iterations is guaranteed: " + "; ".join(certificate.reasons))
+            subject = certificate._known()
+            if subject.state_shape is None:
+                raise CertificateError("this map has no injection that would tell the state's shape; pass first_step.")
+            return iterations_for(eps, certificate.rate, _first(subject, certificate))
         return iterations_for(eps, self.rate, first_step)
 
-    def _first_step(self, x: Any) -> float:
-        certificate = self._with_input(x, "iterations_for(eps, x=...)")
-        bound, contraction = certificate._bound, certificate.contraction
-        assert bound is not None
-        if contraction is None:
-            raise CertificateError("no number of iterations is guaranteed: " + "; ".join(certificate.reasons))
-        return first_step(bound, contraction)
+    def _known(self) -> Subject:
+        if self._subject is None:
+            raise CertificateError("this certificate was not made by certify: it holds no map.")
+        return self._subject
 
     def _with_input(self, x: Any, call: str) -> Certificate:
+        subject = self._known()
         if x is not None:
-            if self._layer is None:
+            if subject.layer is None:
                 raise CertificateError("this certificate is of a bound map, which has its input already; leave out x.")
-            from .structural import certify
+            from .engine import recertify
 
-            return certify(self._layer, x)
-        if self._bound is None:
+            assert self._search is not None
+            return recertify(subject.layer, x, self._search.names, stop=self._search.stop)
+        if subject.bound is None:
             raise CertificateError(f"this certificate covers every input and holds none: call {call}.")
         return self
 
@@ -157,8 +227,12 @@ class Certificate:
             "rate": self.rate,
             "metric": self.metric,
             "scope": self.scope,
+            "samples_proven": int(self.proven.sum()),
+            "samples": self.proven.numel(),
+            "skipped": list(self.skipped),
             "checks": [
                 {
+                    "condition": check.condition,
                     "name": check.name,
                     "value": _json_value(check.value),
                     "threshold": check.threshold,
@@ -185,11 +259,15 @@ def _json_value(value: str | float) -> str | float:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def snapshot(bound: BoundMap) -> BoundMap:
-    """A copy that later training steps cannot change."""
-    return bound.with_tensors([part.detach().clone() for part in bound.tensors])
+def _needed(proofs: tuple[Proof, ...]) -> tuple[Proof, ...]:
+    """The first proofs that together prove every sample."""
+    proven = torch.zeros(1, dtype=torch.bool)
+    for count, proof in enumerate(proofs, start=1):
+        proven = proven | proof.proven
+        if bool(proven.all()):
+            return proofs[:count]
+    return proofs
 
 
-def smallest(parts: tuple[Tensor, ...]) -> float:
-    """The smallest entry of several tensors; NaN if any is NaN."""
-    return float(torch.stack([part.detach().min().double() for part in parts]).min())
+def _first(subject: Subject, certificate: Certificate) -> float:
+    return first_step(subject.interval, certificate._proofs[0])

@@ -1,9 +1,8 @@
 """A-posteriori error: how far a given state can be from the true fixed point.
 
-Banach: `d(z, z*) <= d(z, f(z)) + d(f(z), z*) <= d(z, f(z)) + rate d(z, z*)`. The right-hand side is evaluated in
-float64, where all data are nonnegative: sums and products of nonnegative numbers have a small relative error whatever
-their size (N. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, section 3.1), and a small
-relative error is a small distance in Thompson's metric.
+Every proof comes with `d(z, z*) <= factor d(f(z), z)` on its domain (for a contraction the factor is `1 / (1 - rate)`,
+Banach). The residual is measured from `z` to the farthest point of an outward-rounded enclosure of `f(z)`. A state
+outside the domain is moved to its nearest point, and the way there is added.
 """
 
 from __future__ import annotations
@@ -16,90 +15,171 @@ from torch import Tensor
 from .._shapes import check_nonempty, check_positive
 from ..activations.base import TINY
 from ..errors import CertificateError
-from ..layers import BoundMap
-from ..metrics import Contraction
+from ..metrics import METRICS
+from .intervals import ELEMENTARY_UNITS, UNIT, Box, IntervalMap, gamma
+from .proof import Proof
 
-__all__ = ["error_bound", "first_step"]
+__all__ = ["error_bound", "error_interval", "first_step", "ratio_distance"]
 
-_UNIT = 2.0**-53
-_FUNCTION_ULPS = 32  # what an elementary function of torch may be wrong by, generously
-_OUTWARD = 1 + 2.0**-40  # covers the handful of roundings made in forming the bound itself
-
-
-def _evaluate(bound: BoundMap, z: Tensor) -> tuple[Tensor, float]:
-    """`f(z)` in float64, and a bound on its relative rounding error in every entry."""
-    activation = bound.activation
-    t = bound.operator(z)
-    if bound.inner is not None:
-        t = t + bound.inner
-    value = activation.reference(t)
-    # Underflow is the one rounding that is not relatively small, and beyond `reach` no degree is proven: such samples
-    # get no bound.
-    reach = activation.degree().domain.hi
-    value = torch.where((t >= TINY) & (t <= reach) & (value >= TINY), value, torch.nan)
-    base_error = bound.operator.terms() + 2 + _FUNCTION_ULPS + 1.0
-    if activation.function.accurate and activation.shift < 0:
-        # s + shift cancels: an error of s is magnified by (s + |shift|) / (s + shift).
-        base = value ** (1 / activation.power)
-        magnified = (base + 2 * abs(activation.shift)) / base
-        base_error *= float(torch.where(magnified.isfinite(), magnified, 1.0).max())
-    error = base_error * max(1.0, abs(activation.power)) + _FUNCTION_ULPS
-    if bound.outer is not None:
-        value = value + bound.outer
-        error += 1
-    if bound.normalizer is not None:
-        error = 2 * error + bound.normalizer.group_size(value.shape) + 2 * _FUNCTION_ULPS + 2
-        # The largest entry becomes 1 first: the quotient is the same, and no power over- or underflows in the norm.
-        value = bound.normalizer(value / value.amax(dim=bound.normalizer.dims, keepdim=True))
-        value = torch.where(value >= TINY, value, torch.nan)
-    return value, error * _UNIT * _OUTWARD
+_OUTWARD = 1 + 2.0**-40  # covers the handful of roundings made in forming a bound
+_LOG_SLACK = 4 * (ELEMENTARY_UNITS + 1) * UNIT  # the rounding of two logarithms of quotients
 
 
-def _flat(value: Tensor, sample_dims: int) -> Tensor:
-    return value.reshape(-1, value.shape[-sample_dims:].numel())
+def ratio_distance(metric: str, box: Box, z: Tensor) -> Tensor:
+    """The largest Thompson or Hilbert distance of flat states `z (B, N)` to the points of a flat box, rounded up."""
+    lo, hi = (box.lo / z).log(), (box.hi / z).log()
+    hilbert, thompson = hi.amax(dim=1) - lo.amin(dim=1), torch.maximum(hi.abs(), lo.abs()).amax(dim=1)
+    reach = hilbert if metric == "hilbert" else thompson
+    return (reach + _LOG_SLACK) * _OUTWARD
 
 
-def _on_slice(bound: BoundMap, z: Tensor, contraction: Contraction) -> Tensor:
-    """`z` itself; where the contraction holds on the slice `phi = 1` only, `z / phi(z)`, the same ray."""
-    if contraction.metric != "hilbert" or bound.normalizer is None:
-        return z
-    placed = bound.normalizer(z / z.amax(dim=bound.normalizer.dims, keepdim=True))
-    return torch.where(placed >= TINY, placed, torch.nan)
+def _largest_difference(box: Box, z: Tensor) -> Tensor:
+    """The largest `|y - z|` in each entry, `y` in the box."""
+    return torch.maximum((box.hi - z).abs(), (z - box.lo).abs()) * (1 + 4 * UNIT)
 
 
-def _slice_rounding(bound: BoundMap, z: Tensor, contraction: Contraction) -> float:
-    """How far, relatively, rounding leaves `_on_slice` from the slice and from the ray of `z`."""
-    if contraction.metric != "hilbert" or bound.normalizer is None:
-        return 0.0
-    return (bound.normalizer.group_size(z.shape) + 2 * _FUNCTION_ULPS + 2) * _UNIT * _OUTWARD
+def _norm(proof: Proof, gap: Tensor) -> Tensor:
+    """The norm of an additive metric of a bound `gap (B, N)` of absolute differences, rounded up."""
+    if proof.metric == "linf":
+        return (gap if proof.weights is None else gap / proof.weights).amax(dim=1) * _OUTWARD
+    slack = 1 + gamma(gap.shape[1])
+    return torch.linalg.vector_norm(gap, ord=1 if proof.metric == "l1" else 2, dim=1) * slack * _OUTWARD
 
 
-def error_bound(bound: BoundMap, z: Tensor, contraction: Contraction | None) -> Tensor:
-    """Guaranteed distance of each sample of `z` to the fixed point of `bound`: `(B,)` float64, on `z`'s device.
+def _residual(proof: Proof, image: Box, z: Tensor) -> Tensor:
+    """The distance from `z` to `f(z)` in the proof's metric, at most; everything flat."""
+    if proof.preconditioner is None:
+        return _farthest(proof, image, z)
+    middle = image.lo / 2 + image.hi / 2
+    centre = (middle - z).unsqueeze(2)
+    radius = (_largest_difference(image, middle) + 4 * UNIT * (middle - z).abs()).unsqueeze(2)
+    inverse = proof.preconditioner
+    slack = gamma(z.shape[1])
+    gap = (inverse @ centre).abs() + inverse.abs() @ (radius + slack * centre.abs()) * (1 + slack)
+    return _norm(proof, gap.squeeze(2) * (1 + 4 * UNIT))
 
-    Infinite where nothing is proven and for samples with NaN. See `Certificate.error_bound`.
+
+def _place(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, Box]:
+    """The point of the proof's domain nearest to a state, and a box that holds it in exact arithmetic."""
+    normalizer = function.bound.normalizer
+    if proof.metric == "hilbert" and normalizer is not None:
+        # The point on the slice of norm 1 that lies on the same ray; the largest entry becomes 1 first, so that no
+        # power over- or underflows in the norm.
+        placed = normalizer(state / state.amax(dim=normalizer.dims, keepdim=True))
+        placed = torch.where(placed >= TINY, placed, torch.nan)  # near underflow the slack below does not hold
+        slack = (normalizer.group_size(state.shape) + 2 * ELEMENTARY_UNITS + 4) * UNIT * _OUTWARD
+        exact = Box(placed * (1 - slack), placed * (1 + slack))
+        if proof.box is not None:
+            # Moving along the ray is the only way that the metric does not see: outside the box nothing follows.
+            inside = (exact.lo >= proof.box.lo) & (exact.hi <= proof.box.hi)
+            outside = ~function.flat(inside).all(dim=1)
+            placed = torch.where(outside.reshape(_lead(function, placed)), torch.nan, placed)
+        return placed, exact
+    placed = state if proof.box is None else proof.box.clamp(state)
+    return placed, Box.point(placed)
+
+
+def _lead(function: IntervalMap, value: Tensor) -> tuple[int, ...]:
+    """The shape that makes one number per sample broadcast against a state."""
+    dims = function.bound.sample_dims
+    return (*value.shape[: value.dim() - dims], *[1] * dims)
+
+
+def _bound(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The guaranteed distance `(B,)` of the placed state to the fixed point, and the placed state."""
+    placed, exact = _place(function, proof, state)
+    argument = function.argument(exact)
+    image = function.normalized(function.activated(argument))
+    flat = Box(function.flat(image.lo), function.flat(image.hi))
+    error = proof.factor * _residual(proof, flat, function.flat(placed)) * _OUTWARD
+    error = torch.where(function.flat(argument.hi <= proof.reach).all(dim=1), error, torch.inf)
+    if proof.metric == "hilbert":
+        error = error + _LOG_SLACK  # the ray of `placed` is that of the state up to rounding
+    return torch.where(error.isnan(), torch.inf, error), placed
+
+
+def error_bound(function: IntervalMap, proof: Proof | None, z: Tensor, metric: Proof | None = None) -> Tensor:
+    """Guaranteed distance of each sample of `z` to the fixed point: `(B,)` float64, on `z`'s device.
+
+    Infinite where nothing is proven and for samples with NaN. Measured as `metric` does, where that is another proof
+    than the one relied on. See `Certificate.error_bound`.
     """
-    bound.check_state("z", z)
-    check_nonempty("z", z)
-    check_positive("z", z)
+    state = _checked(function, z, proof)
+    samples = function.flat(state)
+    if proof is None:
+        return torch.full((samples.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
     with torch.no_grad():
-        state = z.detach().to("cpu", torch.float64)
-        samples = _flat(state, bound.sample_dims)
-        if contraction is None:
-            return torch.full((samples.shape[0],), torch.inf, dtype=torch.float64, device=z.device)
-        exact = bound.to("cpu", torch.float64)
-        start = _on_slice(exact, state, contraction)
-        samples = _flat(start, bound.sample_dims)
-        image, rounding = _evaluate(exact, start)
-        rounding += _slice_rounding(exact, state, contraction)
-        # One bound of the rounding serves both metrics: Hilbert's moves by at most twice the largest log error.
-        slack = 2 * (rounding + (_FUNCTION_ULPS + 1) * _UNIT)
-        residual = contraction.distance(_flat(image, bound.sample_dims), samples)
-        error = (residual + slack) * _OUTWARD / ((1 - contraction.rate) * (1 - 2 * _UNIT))
-        return torch.where(error.isfinite(), error, torch.full_like(error, torch.inf)).to(z.device)
+        if metric is not None:
+            found = error_interval(function, (proof,), z)
+            around = Box(function.flat(found.lo), function.flat(found.hi))
+            error = torch.where(proof.proven, _farthest(metric, around, samples), torch.inf)
+            return torch.where(error.isnan(), torch.inf, error).to(z.device)
+        error, placed = _bound(function, proof, state)
+        if proof.box is not None:
+            error = (error + _moved(proof, samples, function.flat(placed))) * _OUTWARD
+            # Every fixed point lies in the box: its farthest point bounds the error of the samples proven.
+            box = Box(function.flat(proof.box.lo), function.flat(proof.box.hi))
+            most = torch.where(proof.proven, _farthest(proof, box, samples), torch.inf)
+            error = torch.fmin(error, most)
+        return torch.where(error.isnan(), torch.inf, error).to(z.device)
 
 
-def first_step(bound: BoundMap, contraction: Contraction) -> float:
+def _farthest(proof: Proof, box: Box, z: Tensor) -> Tensor:
+    """The largest distance from `z` to a point of the box; everything flat."""
+    if proof.metric in METRICS:
+        return ratio_distance(proof.metric, box, z)
+    return _norm(proof, _largest_difference(box, z))
+
+
+def _moved(proof: Proof, z: Tensor, placed: Tensor) -> Tensor:
+    """The distance from `z` to the point it was moved to."""
+    if proof.metric == "hilbert":
+        return torch.zeros(z.shape[0], dtype=torch.float64)
+    there = (z == placed).all(dim=1)
+    return torch.where(there, 0.0, _farthest(proof, Box.point(placed), z))
+
+
+def error_interval(function: IntervalMap, proofs: tuple[Proof, ...], z: Tensor) -> Box:
+    """Entrywise bounds of the fixed point, from everything that is proven, in the state's shape on the CPU."""
+    state = _checked(function, z, proofs[0] if proofs else None)
+    free = torch.full_like(state, torch.inf)
+    known = Box(torch.zeros_like(state) if function.bound.positive else -free, free)
+    with torch.no_grad():
+        for proof in proofs:
+            error, placed = _bound(function, proof, state)
+            found = _around(function, proof, placed, error)
+            if proof.box is not None:
+                # Where the sample is not proven its box still holds every fixed point.
+                found = found & proof.box
+            lost = found.lo.isnan() | found.hi.isnan()
+            known = known & Box(torch.where(lost, -torch.inf, found.lo), torch.where(lost, torch.inf, found.hi))
+        # The fixed point is its own image: one more application can only sharpen the bounds.
+        finite = known.lo.isfinite() & known.hi.isfinite()
+        return known & function.image(known) if bool(finite.all()) and proofs else known
+
+
+def _around(function: IntervalMap, proof: Proof, placed: Tensor, error: Tensor) -> Box:
+    """The states within a distance `error (B,)` of `placed`, as a box."""
+    flat, wide = function.flat(placed), error.unsqueeze(1)
+    if proof.metric in METRICS:
+        # On the slice of norm 1 the Thompson distance is at most Hilbert's.
+        slack = 2 * ELEMENTARY_UNITS * UNIT
+        lo, hi = flat * (-wide).exp() * (1 - slack), flat * wide.exp() * (1 + slack)
+    else:
+        reach = (wide if proof.weights is None else wide * proof.weights) * (1 + 4 * UNIT)
+        lo, hi = flat - reach, flat + reach
+    return Box.outward(lo.reshape(placed.shape), hi.reshape(placed.shape))
+
+
+def _checked(function: IntervalMap, z: Tensor, proof: Proof | None) -> Tensor:
+    function.bound.check_state("z", z)
+    check_nonempty("z", z)
+    if function.bound.positive and (proof is None or proof.metric in METRICS):
+        check_positive("z", z)
+    return z.detach().to("cpu", torch.float64)
+
+
+def first_step(function: IntervalMap, proof: Proof) -> float:
     """The `d` for which `rate**k / (1 - rate) * d` bounds the distance after `k` steps from the start of ones.
 
     That is the largest distance over the samples from the start to its image, with its rounding added. In Hilbert's
@@ -107,19 +187,21 @@ def first_step(bound: BoundMap, contraction: Contraction) -> float:
     ones, which costs `d(f(ones), f(e)) <= rate |ln phi(ones)|` and is made up for by `(1 - rate) |ln phi(ones)|`.
 
     Raises:
-        CertificateError: the first step overflows or underflows, so that nothing can be said.
+        CertificateError: nothing can be said of the start of ones.
     """
+    rate = proof.largest_rate
+    if rate is None:
+        raise CertificateError(f"theorem {proof.theorem!r} proves no rate of the plain iteration.")
     with torch.no_grad():
-        exact = bound.to("cpu", torch.float64)
-        if exact.state_shape is None:
-            raise CertificateError("this map has no injection that would tell the state's shape; pass first_step.")
-        start = exact.start()
-        placed = _on_slice(exact, start, contraction)
-        image, rounding = _evaluate(exact, placed)
-        rounding += _slice_rounding(exact, start, contraction)
-        step = float(contraction.distance(_flat(image, bound.sample_dims), _flat(placed, bound.sample_dims)).max())
+        start = function.bound.start()
+        if proof.box is not None and bool((proof.box.clamp(start) != start).any()):
+            raise CertificateError("the rate holds inside a box without the start of ones; pass first_step.")
+        placed, exact = _place(function, proof, start)
+        image = function.image(exact)
+        flat = Box(function.flat(image.lo), function.flat(image.hi))
+        step = float(_residual(proof, flat, function.flat(placed)).max())
         if not math.isfinite(step):
             raise CertificateError("the first step from ones leaves the range of a double; pass first_step.")
-        if placed is not start:
-            step += (1 - contraction.rate) * float((start / placed).log().abs().max())
-        return (step + 2 * (rounding + (_FUNCTION_ULPS + 1) * _UNIT)) * _OUTWARD
+        if proof.metric == "hilbert":
+            step += (1 - rate) * (float((start / placed).log().abs().max()) + _LOG_SLACK)
+        return step * _OUTWARD

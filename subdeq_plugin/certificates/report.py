@@ -14,20 +14,40 @@ def _number(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
+_METRICS = {"linf": "maximum norm", "l1": "sum norm", "l2": "Euclidean norm"}
+
+
+def _head(certificate: Certificate) -> str:
+    if not certificate.unique:
+        count, total = int(certificate.proven.sum()), certificate.proven.numel()
+        if count:
+            return f"NOT PROVEN for {total - count} of {total} samples: this says nothing about uniqueness either way."
+        return "NOT PROVEN: this says nothing about uniqueness either way."
+    metric = str(certificate.metric)
+    metric = _METRICS.get(metric, f"{metric.capitalize()} distance")
+    head = f"PROVEN: exactly one fixed point ({_title(str(certificate.theorem))})"
+    if certificate.rate is None:
+        return f"{head}; errors are bounded in the {metric}."
+    degree = "" if certificate.mu is None else f" (degree mu = {certificate.mu:.6g})"
+    return f"{head}; each step multiplies its {metric} by at most {certificate.rate:.6g}{degree}."
+
+
+def _title(theorem: str) -> str:
+    return f"theorem {theorem}" if theorem in ("A", "B") else theorem
+
+
 def describe(certificate: Certificate) -> str:
     """Verdict first, then the scope, then every check."""
-    if certificate.unique:
-        head = (
-            f"PROVEN: exactly one fixed point (theorem {certificate.theorem}); each step multiplies its "
-            f"{str(certificate.metric).capitalize()} distance by at most {certificate.rate:.6g} "
-            f"(degree mu = {certificate.mu:.6g})."
-        )
-    else:
-        head = "NOT PROVEN: this says nothing about uniqueness either way."
-    lines = [head, f"Scope: {certificate.scope}"]
+    lines = [_head(certificate), f"Scope: {certificate.scope}"]
+    condition = None
     for check in certificate.checks:
+        if check.condition != condition:
+            condition = check.condition
+            lines.append(f"  {_title(condition)}")
         mark = "ok" if check.passed else "NO"
-        lines.append(f"  [{mark}] {check.name}: {_number(check.value)} (must be {check.threshold})")
-        if not check.passed:
-            lines.append(f"       {check.reason}")
+        lines.append(f"    [{mark}] {check.name}: {_number(check.value)} (must be {check.threshold})")
+        if not check.passed and check.reason and not certificate.unique:
+            lines.append(f"         {check.reason}")
+    if certificate.skipped:
+        lines.append(f"  not needed: {', '.join(certificate.skipped)}")
     return "\n".join(lines)

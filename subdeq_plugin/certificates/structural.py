@@ -13,69 +13,42 @@ For `W >= 0` and `b >= 0` the argument of the activation is `t >= (W z)_i > 0`, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..activations import Activation
 from ..degrees import POSITIVE, Degree
 from ..degrees.rules import compose, linear
-from ..errors import DegreeError, OptionError
+from ..errors import DegreeError
 from ..layers import BoundMap, Normalizer, Structure, SubhomLayer
-from .base import Certificate, Check, smallest, snapshot
+from .intervals import Box
+from .proof import Check, Outcome, Proof, reciprocal_gap
+from .subject import Subject
 
-__all__ = ["certify"]
+__all__ = ["subhomogeneous"]
 
 # Without an input, a layer whose activation is proven only in the range of a double is certified for injections up to:
 _ASSUMED_INJECTION = 1e300
 
 
-def certify(target: nn.Module | BoundMap, x: Any = None) -> Certificate:
-    """Prove that the fixed point of a layer exists and is unique, or say what is missing.
-
-    Args:
-        target: a subhomogeneous layer, a module that contains exactly one, or a `BoundMap`.
-        x: the layer's input. Without it the certificate covers every input; with it, the input's actual injection is
-            checked, and the certificate holds for these samples.
-
-    Returns:
-        A `Certificate`; `unique` is True only if every hypothesis of the theorem was verified on the actual weights.
-
-    Raises:
-        OptionError: the target contains no subhomogeneous layer, or several; or an input was given for a `BoundMap`.
-        ShapeError: `x` does not fit the layer.
-    """
-    if isinstance(target, BoundMap):
-        if x is not None:
-            raise OptionError("x was given, but a BoundMap has its input already; leave x out.")
-        with torch.no_grad():
-            return _certify_bound(target, None)
-    layer = _only_layer(target)
-    with torch.no_grad():
-        return _certify_layer(layer) if x is None else _certify_bound(layer.bind(x), layer)
+def subhomogeneous(subject: Subject) -> Outcome:
+    """Theorem A, or theorem B where the state is divided by a norm."""
+    if subject.bound is not None:
+        return _certify_bound(subject, subject.bound)
+    assert subject.layer is not None
+    return _certify_layer(subject.layer)
 
 
-def _only_layer(target: object) -> SubhomLayer:
-    if not isinstance(target, nn.Module):
-        raise OptionError(f"target must be a layer, a module with one, or a BoundMap, got {type(target).__name__}.")
-    layers = [module for module in target.modules() if isinstance(module, SubhomLayer)]
-    if len(layers) != 1:
-        raise OptionError(
-            f"target must contain exactly one subhomogeneous layer, {type(target).__name__} contains {len(layers)} "
-            f"({', '.join(type(layer).__name__ for layer in layers) or 'none'}); certify each layer by itself."
-        )
-    return layers[0]
-
-
-def _certify_layer(layer: SubhomLayer) -> Certificate:
+def _certify_layer(layer: SubhomLayer) -> Outcome:
     structure = layer.structure()
     checks = [*_weight_checks(structure), *_injection_checks_unseen(layer)]
     tailless = not layer.activation.function.accurate
     inputs = f"whose injection stays below {_ASSUMED_INJECTION:g}" if tailless else "with a finite injection"
     scope = f"every input x {inputs}; {_states(layer.activation)}"
     return _conclude(
-        checks, layer.activation, layer.normalizer, structure.row_sum, _ASSUMED_INJECTION, scope, layer, None
+        checks, layer.activation, layer.normalizer, structure.row_sum, _ASSUMED_INJECTION, scope, every_input=True
     )
 
 
@@ -84,22 +57,30 @@ def _states(activation: Activation) -> str:
     return "every state z > 0" + ("" if activation.function.accurate else " in the range of a double")
 
 
-def _certify_bound(bound: BoundMap, layer: SubhomLayer | None) -> Certificate:
+def _certify_bound(subject: Subject, bound: BoundMap) -> Outcome:
     operator = bound.operator
     shape_check = _shape_check(bound)
     zero_row = operator.zero_row(bound.state_shape) if shape_check.passed else "unknown, as the shapes do not fit"
     structure = Structure(operator.coefficients(), zero_row, operator.row_sum)
-    injections = {"inside": bound.inner, "outside": bound.outer}
     checks = [shape_check, *_weight_checks(structure)]
-    for place, injected in injections.items():
-        if injected is not None:
-            checks.append(_injection_check(place, injected))
-    largest = max((float(part.abs().max()) for part in injections.values() if part is not None), default=0.0)
+    largest = 0.0
+    for place, injected in _injections(subject, bound).items():
+        checks.append(_injection_check(place, injected))
+        largest = max(largest, float(injected.magnitude.max()))
     shape = None if bound.state_shape is None else tuple(bound.state_shape)
     scope = "the bound input" + (f", state of shape {shape}" if shape else "") + f"; {_states(bound.activation)}"
-    return _conclude(
-        checks, bound.activation, bound.normalizer, structure.row_sum, largest, scope, layer, snapshot(bound)
-    )
+    return _conclude(checks, bound.activation, bound.normalizer, structure.row_sum, largest, scope, every_input=False)
+
+
+def _injections(subject: Subject, bound: BoundMap) -> dict[str, Box]:
+    """Where the injections lie: nonnegative by construction for most layers, else by their exact bounds."""
+    layer = subject.layer
+    exact = layer is not None and layer.injection_map == "identity"
+    source = {"inside": bound.inner, "outside": bound.outer}
+    if exact:
+        boxes = {"inside": subject.interval.inner, "outside": subject.interval.outer}
+        return {place: box for place, box in boxes.items() if box is not None}
+    return {place: Box.point(part) for place, part in source.items() if part is not None}
 
 
 def _shape_check(bound: BoundMap) -> Check:
@@ -129,7 +110,7 @@ def _weight_checks(structure: Structure) -> list[Check]:
                 "" if bad == 0 else f"{bad} weights are NaN or infinite; the layer defines no map.",
             )
         )
-        least = smallest(parts)
+        least = _smallest(parts)
         checks.append(
             Check(
                 "weights are nonnegative",
@@ -156,12 +137,19 @@ def _weight_checks(structure: Structure) -> list[Check]:
     return checks
 
 
-def _injection_check(place: str, injected: Tensor) -> Check:
-    least = float(injected.detach().min())
-    finite = bool(injected.isfinite().all())
+def _smallest(parts: tuple[Tensor, ...]) -> float:
+    """The smallest entry of several tensors; NaN if any is NaN."""
+    return float(torch.stack([part.detach().min().double() for part in parts]).min())
+
+
+def _injection_check(place: str, box: Box) -> Check:
+    injected = box.lo.detach()
+    least = float(injected.min())
+    broken = ~(injected.isfinite() & box.hi.isfinite())
+    finite = not bool(broken.any())
     passed = finite and least >= 0
     if not finite:
-        rows = (~injected.isfinite()).reshape(injected.shape[0], -1).any(dim=1).nonzero().flatten().tolist()
+        rows = broken.reshape(injected.shape[0], -1).any(dim=1).nonzero().flatten().tolist()
         reason = f"the injection {place} the activation is NaN or infinite for samples {rows[:10]}; clean the input."
     elif least < 0:
         reason = (
@@ -205,46 +193,36 @@ def _conclude(
     row_sum: Callable[[], float] | None,
     injection: float,
     scope: str,
-    layer: SubhomLayer | None,
-    bound: BoundMap | None,
-) -> Certificate:
+    *,
+    every_input: bool,
+) -> Outcome:
     """Add the degree and the contraction to the checks, and draw the conclusion."""
     theorem = "A" if normalizer is None else "B"
     hypotheses = all(check.passed for check in checks)
-    mu = rate = metric = None
     try:
         degree = compose(_extended(activation.degree(POSITIVE)), linear())
     except DegreeError as error:
         checks.append(Check("activation has a proven degree for t > 0", "none", "finite", False, str(error)))
-    else:
-        mu = degree.bound
-        checks.append(Check("activation has a proven degree for t > 0", mu, "finite", True))
-        rate, metric, name = _contraction(degree, normalizer)
-        remedy = "raise shift, or lower power"
-        checks.append(
-            Check(
-                name,
-                rate,
-                "< 1",
-                rate < 1,
-                "" if rate < 1 else f"the proven factor is {rate:.6g}, not below 1; {remedy}.",
-            )
-        )
-        reach = activation.degree(POSITIVE).domain.hi
-        if reach < POSITIVE.hi:
-            checks.append(_range_check(activation, row_sum, injection, reach))
-    unique = all(check.passed for check in checks)
-    return Certificate(
-        unique=unique,
-        theorem=theorem if unique else None,
-        mu=mu if hypotheses else None,
-        rate=rate if unique else None,
-        metric=metric if unique else None,
-        scope=scope,
-        checks=tuple(checks),
-        _layer=layer,
-        _bound=bound,
+        return Outcome(_labelled(checks, theorem))
+    checks.append(Check("activation has a proven degree for t > 0", degree.bound, "finite", True))
+    rate, metric, name = _contraction(degree, normalizer)
+    remedy = "raise shift, or lower power"
+    reason = "" if rate < 1 else f"the proven factor is {rate:.6g}, not below 1; {remedy}."
+    checks.append(Check(name, rate, "< 1", rate < 1, reason))
+    reach = activation.degree(POSITIVE).domain.hi
+    if reach < POSITIVE.hi:
+        checks.append(_range_check(activation, row_sum, injection, reach))
+    if not all(check.passed for check in checks):
+        return Outcome(_labelled(checks, theorem), mu=degree.bound if hypotheses else None)
+    exact = torch.tensor([rate], dtype=torch.float64)
+    proof = Proof(
+        theorem, metric, reciprocal_gap(exact), exact, degree.bound, scope, every_input=every_input, reach=reach
     )
+    return Outcome(_labelled(checks, theorem), (proof,))
+
+
+def _labelled(checks: list[Check], theorem: str) -> tuple[Check, ...]:
+    return tuple(replace(check, condition=theorem) for check in checks)
 
 
 def _extended(degree: Degree) -> Degree:

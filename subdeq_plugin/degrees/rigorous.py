@@ -1,4 +1,4 @@
-"""Proofs of `sup |t s'(t)| / (s(t) + shift)` by interval branch and bound.
+"""Proofs of `sup |t s'(t)| / (s(t) + shift)`, and of other bounds on a scalar function, by interval branch and bound.
 
 Nothing here samples: every number returned is an upper bound that ball arithmetic has proven for all real arguments
 of the domain, and every refusal says where the proof breaks.
@@ -21,7 +21,7 @@ from ..errors import DegreeError
 from .degree import Interval
 from .jets import Jet
 
-__all__ = ["FLOAT_RANGE", "Piece", "ScalarProof", "enclose_range", "prove_ratio"]
+__all__ = ["FLOAT_RANGE", "Piece", "ScalarProof", "boxes", "enclose_range", "prove_ratio", "prove_slope", "prove_value"]
 
 # Without a lemma for the tail, a proof covers what a double can hold: 2**-1022 to 2**1022 and their negatives.
 FLOAT_RANGE = 2.0**1022
@@ -34,6 +34,8 @@ _MAX_BOXES = 10_000
 Expression = Callable[[Jet], Jet]
 # tail(T, shift) bounds |t s'(t)| / (s(t) + shift) over all |t| >= T on its side, T >= 64.
 Tail = Callable[[arb, arb], arb]
+# From a ball and the jet of `s + shift` on it: enclosures of the quantity to be bounded and of its derivative.
+_Quantity = Callable[[arb, Jet], tuple[arb, arb]]
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,21 @@ def _up(value: arb) -> float:
     return math.nextafter(upper, math.inf) if math.isfinite(upper) else math.inf
 
 
-def _magnitude(value: arb) -> float:
-    upper = float(value.abs_upper())
-    return math.nextafter(upper, math.inf) if math.isfinite(upper) else math.inf
+@dataclass(frozen=True)
+class _Goal:
+    """What is bounded from above: a quantity, or its magnitude, with or without `s + shift > 0` as a hypothesis."""
+
+    quantity: _Quantity
+    magnitude: bool = False
+    positive: bool = False
+
+    def of(self, value: arb) -> arb:
+        return abs(value) if self.magnitude else value
 
 
 @dataclass(frozen=True)
 class _Box:
-    """What interval arithmetic says of the ratio on `[lo, hi]`."""
+    """What interval arithmetic says of a goal on `[lo, hi]`."""
 
     upper: float
     positive: bool
@@ -86,30 +95,58 @@ class _Box:
     increasing: bool
 
 
-def _ratio(expression: Expression, ball: arb, shift: arb) -> tuple[arb, arb, arb, arb]:
-    """Enclosures of `s + shift`, `s'`, the ratio `r` and `r'` on `ball`."""
+def _degree(t: arb, base: Jet) -> tuple[arb, arb]:
+    """`t s' / (s + shift)`."""
+    ratio = t * base.first / base.value
+    return ratio, (base.first + t * base.second) / base.value - ratio * base.first / base.value
+
+
+def _log_slope(t: arb, base: Jet) -> tuple[arb, arb]:
+    """`s' / (s + shift)`."""
+    ratio = base.first / base.value
+    return ratio, base.second / base.value - ratio * ratio
+
+
+def _value(sign: int) -> _Quantity:
+    """`+-(s + shift)`."""
+    return lambda t, base: (sign * base.value, sign * base.first)
+
+
+def _slope(sign: int, power: float) -> _Quantity:
+    """`+-` the derivative of `(s + shift) ** power`."""
+
+    def quantity(t: arb, base: Jet) -> tuple[arb, arb]:
+        if power == 1:
+            return sign * base.first, sign * base.second
+        p = arb(power)
+        outer = sign * p * base.value ** (p - 1)
+        bend = sign * p * (p - 1) * base.value ** (p - 2)
+        return outer * base.first, bend * base.first * base.first + outer * base.second
+
+    return quantity
+
+
+def _on(expression: Expression, ball: arb, shift: arb) -> Jet:
+    """`s + shift` on `ball`."""
     s = expression(Jet.variable(ball))
-    base = s.value + shift
-    ratio = ball * s.first / base
-    slope = (s.first + ball * s.second) / base - ratio * s.first / base
-    return base, s.first, ratio, slope
+    return Jet(s.value + shift, s.first, s.second)
 
 
-def _examine(expression: Expression, lo: float, hi: float, shift: arb) -> _Box:
+def _examine(goal: _Goal, expression: Expression, lo: float, hi: float, shift: arb) -> _Box:
     ball = _ball(lo, hi)
-    base, first, ratio, slope = _ratio(expression, ball, shift)
-    upper = _magnitude(ratio)
+    base = _on(expression, ball, shift)
+    direct, slope = goal.quantity(ball, base)
     middle = arb(lo / 2 + hi / 2)
-    centre = _ratio(expression, middle, shift)[2] + slope * (ball - middle)
+    centre = goal.quantity(middle, _on(expression, middle, shift))[0] + slope * (ball - middle)
     return _Box(
-        upper=min(upper, _magnitude(centre)),
-        positive=bool(base > 0),
-        nonpositive=bool(base <= 0),
-        increasing=bool(first >= 0),
+        upper=min(_up(goal.of(direct)), _up(goal.of(centre))),
+        positive=bool(base.value > 0),
+        nonpositive=bool(base.value <= 0),
+        increasing=bool(base.first >= 0),
     )
 
 
-def _boxes(lo: float, hi: float) -> list[tuple[float, float]]:
+def boxes(lo: float, hi: float) -> list[tuple[float, float]]:
     """Cover `[lo, hi]` by boxes whose size grows with their distance from zero."""
     marks = {lo, hi, 0.0, -1.0, 1.0, -_CENTRE, _CENTRE}
     scale = 2 * _CENTRE
@@ -125,34 +162,34 @@ def _boxes(lo: float, hi: float) -> list[tuple[float, float]]:
 
 
 def _prove_piece(
-    piece: Piece, lo: float, hi: float, shift: float, name: str, gap: float, ceiling: float
+    goal: _Goal, piece: Piece, lo: float, hi: float, shift: float, name: str, gap: float, ceiling: float
 ) -> tuple[float, bool]:
-    """Upper bound of the ratio on the bounded interval `[lo, hi]` of one piece, and whether `s' >= 0` there."""
+    """Upper bound of the goal on the bounded interval `[lo, hi]` of one piece, and whether `s' >= 0` there."""
     offset = arb(shift)
     increasing = True
-    best = 0.0  # a value the ratio is known to attain, up to rounding: only steers the search
+    best = -math.inf  # a value the goal is known to attain, up to rounding: only steers the search
     heap: list[tuple[float, float, float]] = []
     count = 0
 
     def push(a: float, b: float) -> None:
         nonlocal best, increasing
-        box = _examine(piece.expression, a, b, offset)
+        box = _examine(goal, piece.expression, a, b, offset)
         middle = arb(a / 2 + b / 2)
-        base, _, at_middle, _ = _ratio(piece.expression, middle, offset)
-        if box.nonpositive or base <= 0:
+        base = _on(piece.expression, middle, offset)
+        if goal.positive and (box.nonpositive or base.value <= 0):
             raise DegreeError(
                 f"{name} with shift={shift!r} is not positive at t = {float(middle):.6g}; raise the shift."
             )
-        sample = float(at_middle.abs_lower())
+        sample = float(goal.of(goal.quantity(middle, base)[0]).lower())
         if math.isfinite(sample):
             best = max(best, sample)
         if not box.increasing:
             increasing = False
-        heapq.heappush(heap, (-box.upper if box.positive else -math.inf, a, b))
+        heapq.heappush(heap, (-box.upper if box.positive or not goal.positive else -math.inf, a, b))
 
-    for a, b in _boxes(lo, hi):
+    for a, b in boxes(lo, hi):
         push(a, b)
-    while heap and -heap[0][0] > best + gap * max(1.0, best):
+    while heap and -heap[0][0] > best + gap * max(1.0, abs(best)):
         if best >= ceiling - gap and math.isfinite(heap[0][0]):
             return ceiling, increasing
         upper, a, b = heapq.heappop(heap)
@@ -167,7 +204,7 @@ def _prove_piece(
             )
         push(a, middle)
         push(middle, b)
-    return (-heap[0][0] if heap else 0.0), increasing
+    return -heap[0][0], increasing
 
 
 def prove_ratio(
@@ -178,8 +215,9 @@ def prove_ratio(
     name: str,
     gap: float = 1e-9,
     ceiling: float = math.inf,
+    weighted: bool = True,
 ) -> ScalarProof:
-    """Prove an upper bound of `|t s'(t)| / (s(t) + shift)` over `domain`.
+    """Prove an upper bound of `|t s'(t)| / (s(t) + shift)` over `domain`; of `|s'(t)| / (s(t) + shift)` unweighted.
 
     Args:
         pieces: the function `s`, smooth on each piece; together they cover `domain`.
@@ -188,6 +226,7 @@ def prove_ratio(
         name: of `s`, for messages.
         gap: how far, relatively, the bound may lie above the supremum.
         ceiling: a bound already proven on paper; the search ends once it comes within `gap` of it.
+        weighted: whether the factor `|t|` is there. Without it a tail lemma for `|t| >= T` is divided by `T`.
 
     Returns:
         The bound, rounded up, with the domain it was proven on: the one asked for, cut to the range of a double
@@ -196,6 +235,8 @@ def prove_ratio(
     Raises:
         DegreeError: `s + shift` is not positive somewhere, or the ratio is unbounded or could not be enclosed.
     """
+    goal = _Goal(_degree if weighted else _log_slope, magnitude=True, positive=True)
+    ratio = "|t s'(t)| / (s(t) + shift)" if weighted else "|s'(t)| / (s(t) + shift)"
     bound, increasing = 0.0, True
     reach_lo, reach_hi = domain.lo, domain.hi
     with ctx.workprec(_BITS):
@@ -217,15 +258,51 @@ def prove_ratio(
                     tail = piece.tail(arb(_TAIL), arb(shift))
                     if not tail.is_finite():
                         raise DegreeError(
-                            f"{name} with shift={shift!r}: |t s'(t)| / (s(t) + shift) is unbounded, or s + shift is "
+                            f"{name} with shift={shift!r}: {ratio} is unbounded, or s + shift is "
                             f"not positive, as t -> {side}; raise the shift, or use nonnegative weights."
                         )
-                    bound = max(bound, _up(tail))
+                    bound = max(bound, _up(tail if weighted else tail / arb(_TAIL)))
             if lo < hi:
-                piece_bound, piece_increasing = _prove_piece(piece, lo, hi, shift, name, gap, ceiling)
+                piece_bound, piece_increasing = _prove_piece(goal, piece, lo, hi, shift, name, gap, ceiling)
                 bound = max(bound, piece_bound)
                 increasing = increasing and piece_increasing
     return ScalarProof(bound, Interval(reach_lo, reach_hi), increasing)
+
+
+def _prove_both(
+    goals: Sequence[_Goal], pieces: Sequence[Piece], shift: float, lo: float, hi: float, name: str
+) -> tuple[float, float]:
+    """Bounds of a quantity over the bounded interval `[lo, hi]`, from the goals of its negative and of itself."""
+    bounds = [-math.inf, -math.inf]
+    with ctx.workprec(_BITS):
+        for side, goal in enumerate(goals):
+            for piece in pieces:
+                a, b = max(piece.lo, lo), min(piece.hi, hi)
+                if a < b:
+                    try:
+                        upper = _prove_piece(goal, piece, a, b, shift, name, 1e-9, math.inf)[0]
+                    except DegreeError:
+                        upper = math.inf
+                    bounds[side] = max(bounds[side], upper)
+    return -bounds[0], bounds[1]
+
+
+def prove_value(pieces: Sequence[Piece], shift: float, lo: float, hi: float, *, name: str) -> tuple[float, float]:
+    """Bounds of `s(t) + shift` over the bounded interval `[lo, hi]`, sharp to 1e-9; infinite where not provable."""
+    return _prove_both((_Goal(_value(-1)), _Goal(_value(1))), pieces, shift, lo, hi, name)
+
+
+def prove_slope(
+    pieces: Sequence[Piece], shift: float, power: float, lo: float, hi: float, *, name: str
+) -> tuple[float, float]:
+    """Bounds of Clarke's subdifferential of `(s + shift) ** power` over the bounded interval `[lo, hi]`.
+
+    They are sharp to 1e-9, and infinite where not provable. At a joint of two pieces both one-sided slopes count,
+    and they span the subdifferential.
+    """
+    positive = not (power.is_integer() and power > 0)
+    goals = tuple(_Goal(_slope(sign, power), positive=positive) for sign in (-1, 1))
+    return _prove_both(goals, pieces, shift, lo, hi, name)
 
 
 def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -> tuple[float, float]:
@@ -234,7 +311,7 @@ def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -
     with ctx.workprec(_BITS):
         for piece in pieces:
             a, b = max(piece.lo, lo), min(piece.hi, hi)
-            for left, right in _boxes(a, b) if a < b else ():
+            for left, right in boxes(a, b) if a < b else ():
                 value = piece.expression(Jet.variable(_ball(left, right))).value + arb(shift)
                 if not value.is_finite():
                     return -math.inf, math.inf

@@ -93,10 +93,6 @@ class SubhomConv2d(SubhomLayer):
     def _features(self, x: object) -> Tensor:
         return self._check_input("x", x, self.in_channels, -3, (4,))
 
-    def _inject(self, features: Tensor) -> Tensor:
-        injected: Tensor = self.injection(features)
-        return injected
-
     def _operator(self, x: object) -> ConvOperator:
         return ConvOperator(self.weight, self.dilation)
 

@@ -194,9 +194,9 @@ class SubhomGraph(SubhomLayer):
     def _features(self, x: Any) -> Tensor:
         return self._check_input("features", self._split(x)[0], self.in_features, -1, (2, 3))
 
-    def _inject(self, features: Tensor) -> Tensor:
-        injected: Tensor = self.injection(features)
-        return self.teleport * injected
+    @property
+    def _injection_scale(self) -> float:
+        return self.teleport
 
     def _operator(self, x: Any) -> GraphOperator:
         features, graph = self._split(x)
@@ -216,6 +216,10 @@ class SubhomGraph(SubhomLayer):
         if propagation.matrix.shape[0] != nodes:
             raise ShapeError(f"the graph has {propagation.matrix.shape[0]} nodes, the features have {nodes}.")
         return GraphOperator(propagation, self.weight if self.mix_features else None)
+
+    def operator_without_input(self) -> None:
+        """None: the graph is part of the input."""
+        return
 
     def structure(self) -> Structure:
         """For every graph: `bind` refuses negative edges, and self-loops leave no row empty."""

@@ -74,10 +74,6 @@ class SubhomLinear(SubhomLayer):
     def _features(self, x: object) -> Tensor:
         return self._check_input("x", x, self.in_features, -1, None)
 
-    def _inject(self, features: Tensor) -> Tensor:
-        injected: Tensor = self.injection(features)
-        return injected
-
     def _operator(self, x: object) -> DenseOperator:
         return DenseOperator(self.weight)
 

@@ -6,7 +6,6 @@ describe the operator completely, without closures.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._shapes import autocast_off
+from ..errors import OptionError
+from .sparse import Propagation, SparseProduct, csr, csr_tensor, rows_of
 
 __all__ = ["OPERATORS", "ConvOperator", "DenseOperator", "GraphOperator", "Operator", "Propagation", "csr"]
 
@@ -55,6 +55,32 @@ class Operator(Protocol):
         """Upper bound on the sum of the absolute coefficients in any row, to rounding."""
         ...
 
+    def absolute(self) -> Operator:
+        """The operator with the absolute values of the coefficients."""
+        ...
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether all coefficients are `>= 0`; NaN is not."""
+        ...
+
+    def diagonal(self, state_shape: torch.Size | None) -> Tensor:
+        """The diagonal `A_ii`, broadcastable to one sample of the state: its last `sample_dims` dimensions."""
+        ...
+
+    def matrix(self, state_shape: torch.Size | None) -> Tensor:
+        """The operator on one flattened sample: `(N, N)` float64, where `N` is the number of entries of a sample.
+
+        Every entry is exact, except that with a mixing weight an entry of a graph is one rounded product.
+
+        Args:
+            state_shape: the shape of a state or a sample; a convolution and a graph without mixing weight need it.
+
+        Raises:
+            OptionError: the shape is needed and missing.
+        """
+        ...
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Operator: ...
 
     def arrays(self) -> dict[str, Tensor]: ...
@@ -63,6 +89,23 @@ class Operator(Protocol):
 
     @classmethod
     def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> Operator: ...
+
+
+def _nonnegative(parts: tuple[Tensor, ...]) -> bool:
+    return all(bool((part >= 0).all()) for part in parts)
+
+
+def _sample_shape(operator: Operator, state_shape: torch.Size | None) -> torch.Size:
+    if state_shape is None:
+        raise OptionError(f"the matrix of a {operator.kind} operator needs the state's shape; pass state_shape.")
+    return state_shape[-operator.sample_dims :]
+
+
+def _columns(operator: Operator, sample: torch.Size, device: torch.device) -> Tensor:
+    """The images of the unit vectors of a sample, as the columns of a matrix."""
+    exact = operator.to(device, torch.float64)
+    units = torch.eye(sample.numel(), dtype=torch.float64, device=device)
+    return exact(units.reshape(-1, *sample)).reshape(units.shape).t()
 
 
 @dataclass(frozen=True)
@@ -106,6 +149,19 @@ class DenseOperator:
 
     def row_sum(self) -> float:
         return float(self.weight.double().abs().sum(dim=1).max())
+
+    def absolute(self) -> DenseOperator:
+        return DenseOperator(self.weight.abs())
+
+    @property
+    def nonnegative(self) -> bool:
+        return _nonnegative(self.coefficients())
+
+    def diagonal(self, state_shape: torch.Size | None) -> Tensor:
+        return self.weight.diagonal()
+
+    def matrix(self, state_shape: torch.Size | None) -> Tensor:
+        return self.weight.double()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DenseOperator:
         return DenseOperator(self.weight.to(device, dtype))
@@ -180,6 +236,21 @@ class ConvOperator:
     def row_sum(self) -> float:
         return float(self.weight.double().abs().flatten(1).sum(dim=1).max())
 
+    def absolute(self) -> ConvOperator:
+        return replace(self, weight=self.weight.abs())
+
+    @property
+    def nonnegative(self) -> bool:
+        return _nonnegative(self.coefficients())
+
+    def diagonal(self, state_shape: torch.Size | None) -> Tensor:
+        height, width = self.weight.shape[-2:]
+        return self.weight[:, :, height // 2, width // 2].diagonal()[:, None, None]
+
+    def matrix(self, state_shape: torch.Size | None) -> Tensor:
+        # Zero padding and stride 1: at most one tap leads from one entry to another, so nothing is summed.
+        return _columns(self, _sample_shape(self, state_shape), self.weight.device)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> ConvOperator:
         return replace(self, weight=self.weight.to(device, dtype))
 
@@ -193,68 +264,6 @@ class ConvOperator:
     def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> ConvOperator:
         height, width = options["dilation"]
         return cls(arrays["weight"], (int(height), int(width)))
-
-
-def _csr_tensor(starts: Tensor, columns: Tensor, values: Tensor, nodes: int) -> Tensor:
-    with warnings.catch_warnings():
-        # torch announces once per process that CSR is "in beta"; the products used here are tested.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, (nodes, nodes), check_invariants=True)
-
-
-def csr(rows: Tensor, columns: Tensor, values: Tensor, nodes: int) -> Tensor:
-    """A sparse CSR matrix `(nodes, nodes)` with duplicate entries summed."""
-    coo = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (nodes, nodes), check_invariants=True)
-    matrix = coo.coalesce()
-    counts = torch.bincount(matrix.indices()[0], minlength=nodes)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return _csr_tensor(starts, matrix.indices()[1], matrix.values(), nodes)
-
-
-def _transposed(matrix: Tensor) -> Tensor:
-    nodes = matrix.shape[0]
-    starts = matrix.crow_indices()
-    rows = torch.repeat_interleave(torch.arange(nodes, device=starts.device), starts.diff())
-    return csr(matrix.col_indices(), rows, matrix.values(), nodes)
-
-
-class _SparseProduct(torch.autograd.Function):
-    """`A X` for a constant sparse `A` and dense `X (n, m)`; the backward product uses the stored transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
-        ctx.matrix, ctx.transposed = matrix, transposed
-        # Sparse products exist in float32 and float64 only, so autocast must not lower them.
-        with autocast_off(x.device):
-            return torch.sparse.mm(matrix, x.to(matrix.dtype)).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        product: Tensor = _SparseProduct.apply(grads[0], ctx.transposed, ctx.matrix)
-        return product, None, None
-
-
-@dataclass(frozen=True)
-class Propagation:
-    """A sparse CSR matrix `(n, n)` with its transpose, which backward products need.
-
-    Attributes:
-        matrix: the propagation matrix.
-        transposed: its transpose.
-        settings: of the layer that prepared it; another layer's certificate does not cover it.
-    """
-
-    matrix: Tensor
-    transposed: Tensor
-    settings: tuple[float | bool | str, ...] = ()
-
-    @classmethod
-    def of(cls, matrix: Tensor, settings: tuple[float | bool | str, ...] = ()) -> Propagation:
-        """From the matrix alone."""
-        return cls(matrix, _transposed(matrix), settings)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Propagation:
-        return Propagation(self.matrix.to(device, dtype), self.transposed.to(device, dtype), self.settings)
 
 
 @dataclass(frozen=True)
@@ -277,7 +286,7 @@ class GraphOperator:
     def _propagate(self, z: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         nodes, features = z.shape[-2:]
         columns = z.reshape(-1, nodes, features).transpose(0, 1).reshape(nodes, -1)
-        product: Tensor = _SparseProduct.apply(columns, matrix, transposed)
+        product: Tensor = SparseProduct.apply(columns, matrix, transposed)
         return product.reshape(nodes, -1, features).transpose(0, 1).reshape(z.shape)
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -307,12 +316,8 @@ class GraphOperator:
         return (self._matrix.values(), *self.tensors)
 
     def zero_row(self, state_shape: torch.Size | None) -> str:
-        rows = torch.repeat_interleave(
-            torch.arange(self._matrix.shape[0], device=self._matrix.device),
-            self._matrix.crow_indices().diff(),
-        )
         nonzero = self._matrix.values() != 0
-        empty = torch.bincount(rows[nonzero], minlength=self._matrix.shape[0]) == 0
+        empty = torch.bincount(rows_of(self._matrix)[nonzero], minlength=self._matrix.shape[0]) == 0
         if bool(empty.any()):
             return f"node {int(empty.nonzero()[0])} (it has no neighbour; add self-loops)"
         return DenseOperator(self.weight).zero_row(None) if self.weight is not None else ""
@@ -323,14 +328,26 @@ class GraphOperator:
 
     def row_sum(self) -> float:
         ones = torch.ones(self._matrix.shape[0], 1, dtype=torch.float64, device=self._matrix.device)
-        magnitude = _csr_tensor(
-            self._matrix.crow_indices(),
-            self._matrix.col_indices(),
-            self._matrix.values().double().abs(),
-            self._matrix.shape[0],
-        )
-        spread = float((magnitude @ ones).max())
+        spread = float((self.propagation.to(ones.device, ones.dtype).absolute().matrix @ ones).max())
         return spread if self.weight is None else spread * DenseOperator(self.weight).row_sum()
+
+    def absolute(self) -> GraphOperator:
+        return GraphOperator(self.propagation.absolute(), None if self.weight is None else self.weight.abs())
+
+    @property
+    def nonnegative(self) -> bool:
+        return _nonnegative(self.coefficients())
+
+    def diagonal(self, state_shape: torch.Size | None) -> Tensor:
+        rows, values = rows_of(self._matrix), self._matrix.values()
+        loops = rows == self._matrix.col_indices()
+        nodes = torch.zeros(self._matrix.shape[0], 1, dtype=values.dtype, device=values.device)
+        nodes[rows[loops], 0] = values[loops]
+        return nodes if self.weight is None else nodes * self.weight.diagonal()
+
+    def matrix(self, state_shape: torch.Size | None) -> Tensor:
+        mixed = None if self.weight is None else torch.Size([self._matrix.shape[0], self.weight.shape[1]])
+        return _columns(self, mixed or _sample_shape(self, state_shape), self._matrix.device)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> GraphOperator:
         weight = None if self.weight is None else self.weight.to(device, dtype)
@@ -350,7 +367,7 @@ class GraphOperator:
     @classmethod
     def restore(cls, arrays: dict[str, Tensor], options: dict[str, Any]) -> GraphOperator:
         nodes = int(options["nodes"])
-        matrix = _csr_tensor(arrays["crow_indices"], arrays["col_indices"], arrays["values"], nodes)
+        matrix = csr_tensor(arrays["crow_indices"], arrays["col_indices"], arrays["values"], nodes)
         return cls(Propagation.of(matrix), arrays.get("weight"))
 
 

@@ -10,6 +10,7 @@ import torch
 import subdeq_plugin as sd
 from subdeq_plugin.errors import CertificateError, OptionError, ShapeError
 from subdeq_plugin.layers.operators import DenseOperator
+from tests.helpers import certify_structure
 
 D = torch.float64
 
@@ -31,7 +32,7 @@ def test_cancellation_of_a_negative_function_with_its_shift_is_in_the_bound(nega
     """`1 + gap - tanh(25 z)` loses most of its digits in double precision; the bound must know."""
     mpmath = pytest.importorskip("mpmath")
     bound = scalar_map(negative_tanh, 25.0, 1 + gap, 0.03)
-    certificate = sd.certify(bound)
+    certificate = certify_structure(bound)
     assert certificate.unique
     with mpmath.workdps(60):
         shift, z = mpmath.mpf(bound.activation.shift), mpmath.mpf(1)
@@ -48,7 +49,7 @@ def test_subnormal_entries_of_a_normalised_state_get_no_bound():
         "outer": torch.tensor([[0, 3e186]], dtype=D),
     }
     options = {"kind": "dense", "activation": "relu", "power": 0.5, "normalize": "inf"}
-    certificate = sd.certify(sd.BoundMap.from_spec(sd.MapSpec(arrays, options)))
+    certificate = certify_structure(sd.BoundMap.from_spec(sd.MapSpec(arrays, options)))
     assert certificate.unique
     assert bool(certificate.error_bound(torch.tensor([[5e-315, 1.0]], dtype=D)).isinf())
 
@@ -56,7 +57,7 @@ def test_subnormal_entries_of_a_normalised_state_get_no_bound():
 def test_no_bound_beyond_the_domain_of_the_proof():
     sd.register_activation("halfway", lambda t: t * t.sigmoid())
     bound = scalar_map("halfway", 1.0, 0.5, 0.5, outer=0.1)
-    certificate = sd.certify(bound)
+    certificate = certify_structure(bound)
     assert certificate.unique
     assert bool(certificate.error_bound(torch.tensor([[1.5e308]], dtype=D)).isinf())
     assert bool(certificate.error_bound(torch.tensor([[1.5]], dtype=D)).isfinite())
@@ -69,7 +70,7 @@ def test_the_relative_count_without_an_input_holds_for_every_input(size):
     with torch.no_grad():
         layer.injection.weight.zero_()
         layer.injection.bias.fill_(0.0)
-    count = sd.certify(layer).iterations_for(1e-2)
+    count = certify_structure(layer).iterations_for(1e-2)
     f = layer.bind(torch.zeros(1, 1, dtype=D)).detach()
     exact = size ** (0.9 / 0.1)  # z = (w z)**0.9
     z = torch.ones(1, 1, dtype=D)
@@ -96,7 +97,7 @@ def test_specs_that_are_no_self_maps_are_refused(arrays, options):
 
 def test_a_hand_made_map_with_wrong_shapes_is_not_proven():
     bound = sd.BoundMap(DenseOperator(torch.ones(3, 4)), sd.Activation("tanh", 0.5))
-    certificate = sd.certify(bound)
+    certificate = certify_structure(bound)
     assert not certificate.unique and "square" in certificate.reasons[0]
 
 
@@ -110,7 +111,7 @@ def test_specs_need_an_activation_and_know_their_options():
 
 def test_a_map_without_injection_needs_its_first_step():
     options = {"kind": "conv2d", "dilation": [1, 1], "activation": "tanh", "shift": 0.5}
-    certificate = sd.certify(sd.BoundMap.from_spec(sd.MapSpec({"weight": torch.rand(2, 2, 3, 3)}, options)))
+    certificate = certify_structure(sd.BoundMap.from_spec(sd.MapSpec({"weight": torch.rand(2, 2, 3, 3)}, options)))
     assert certificate.unique
     with pytest.raises(CertificateError, match="pass first_step"):
         certificate.iterations_for(1e-3)
@@ -119,14 +120,14 @@ def test_a_map_without_injection_needs_its_first_step():
 
 def test_a_huge_shift_of_a_registered_activation_is_refused_not_a_crash():
     sd.register_activation("huge", lambda t: t * t.sigmoid())
-    assert not sd.certify(sd.SubhomLinear(2, 2, "huge", shift=1e200, power=2.0)).unique
+    assert not certify_structure(sd.SubhomLinear(2, 2, "huge", shift=1e200, power=2.0)).unique
 
 
 def test_nan_weights_are_reported_once():
     layer = sd.SubhomLinear(2, 2)
     with torch.no_grad():
         layer.parametrizations.weight.original[0, 0] = torch.nan
-    reasons = sd.certify(layer).reasons
+    reasons = certify_structure(layer).reasons
     assert len(reasons) == 1 and "NaN" in reasons[0]
 
 

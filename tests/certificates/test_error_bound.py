@@ -58,10 +58,14 @@ def test_scalar_maps_against_forty_digits(activation, shift, power, weight, inne
         exact = exact_fixed_point(activation, shift, power, weight, inner, outer)
         start = torch.tensor([[float(exact * mp.exp(offset))]], dtype=torch.float64)
         for z in (start, iterate(bound, start), bound(start)):
-            error = abs(mp.log(mp.mpf(float(z)) / exact))
+            point = mp.mpf(float(z))
+            error = abs(mp.log(point / exact)) if proof.metric == "thompson" else abs(point - exact)
             eps = float(proof.error_bound(z)[0])
             assert error <= mp.mpf(eps)
-        assert float(proof.error_bound(iterate(bound, start))[0]) <= 1e-9 / (1 - proof.rate)
+            lo, hi = proof.error_interval(z)
+            assert mp.mpf(float(lo)) <= exact <= mp.mpf(float(hi))
+        if proof.metric == "thompson" and proof.rate is not None:
+            assert float(proof.error_bound(iterate(bound, start))[0]) <= 1e-9 / (1 - proof.rate)
 
 
 @pytest.mark.parametrize("argument", [19.9, 20.0, 20.0001, 20.5, 24.0, 33.0])

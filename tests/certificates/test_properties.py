@@ -6,9 +6,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from subdeq_plugin.certificates import certify
 from subdeq_plugin.layers import BoundMap
-from tests.helpers import GROUPS, LayerCase, group_dims, iterate, log_distance, p_norm, random_states, sample_dims
+from tests.helpers import (
+    GROUPS,
+    LayerCase,
+    certify_structure,
+    group_dims,
+    iterate,
+    log_distance,
+    p_norm,
+    random_states,
+    sample_dims,
+)
 
 SETTINGS = settings(deadline=None, max_examples=120, derandomize=True)
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "softsign", "arctan", "erf", "relu", "leaky_relu", "relu6", "elu")
@@ -39,7 +48,7 @@ def build(case: LayerCase, scale: float) -> tuple[BoundMap, object]:
         spread = torch.rand(layer.weight.shape, generator=generator, dtype=torch.float64)
         layer.weight = scale * torch.exp(8 * spread - 4)
     bound = layer.bind(case.input()).detach()
-    return bound, certify(bound)
+    return bound, certify_structure(bound)
 
 
 def place(case: LayerCase, z: torch.Tensor) -> torch.Tensor:
@@ -117,7 +126,7 @@ def test_random_starts_meet_in_one_point(drawn, seed):
 def test_single_precision_weights_are_certified_as_they_are(drawn, seed):
     case, _ = drawn
     layer, x = case.layer(torch.float32), case.input(torch.float32)
-    proof = certify(layer, x)
+    proof = certify_structure(layer, x)
     assume(proof.unique and proof.rate < 0.97)
     exact = layer.bind(x).detach().to("cpu", torch.float64)
     solution = iterate(exact, torch.ones(exact.state_shape, dtype=torch.float64))

@@ -10,11 +10,24 @@ import torch
 from mpmath import mpf
 
 from subdeq_plugin.activations import Activation
-from subdeq_plugin.degrees import POSITIVE, REALS
+from subdeq_plugin.degrees import POSITIVE, REALS, Interval
 from subdeq_plugin.errors import DegreeError
 from tests.helpers import POSITIVE_GRID, REAL_GRID, Scalar, supremum
 
 POINTS = (1e-12, 1e-3, 0.3, 0.99, 1.7, 5.9, 6.1, 19.99, 20.01, 24.0, 41.0, 300.0)
+
+# Intervals across, beside and beyond the kinks, thin ones, and points.
+INTERVALS = (
+    (-40.0, 30.0), (-7.0, 7.0), (-1.0, 1.0), (-0.3, 0.2), (0.0, 0.4), (-0.4, 0.0), (0.9, 1.1), (5.9, 6.2), (6.0, 9.0),
+    (-1.2, -0.9), (-3.0, -2.0), (0.25, 0.250001), (300.0, 3e6), (-3e3, -50.0), (-1.4, -1.1), (2.0, 2.0), (0.0, 0.0),
+)  # fmt: skip
+
+
+def samples(lo: float, hi: float, kinks: tuple[float, ...]) -> list[float]:
+    """The ends of an interval, the kinks in it with their neighbours, and points between."""
+    near = [math.nextafter(kink, side) for kink in kinks for side in (-math.inf, math.inf)]
+    inside = [t for t in (*kinks, *near) if lo <= t <= hi]
+    return [lo, hi, *inside, *(lo + (hi - lo) * k / 40 for k in range(1, 40) if lo < hi)]
 
 
 class ActivationContract:
@@ -133,3 +146,63 @@ class ActivationContract:
     def test_positivity_is_accepted(self, activation, scalar):
         activation.require_positive(POSITIVE)
         assert bool((activation(torch.logspace(-9, 4, 200, dtype=torch.float64)) > 0).all())
+
+    def _exact_slope(self, activation: Activation, scalar, t: float) -> mpf:
+        base = scalar[0](mpf(t)) + mpf(activation.shift)
+        slope = scalar[1](mpf(t))
+        return slope if activation.power == 1 else activation.power * base ** (mpf(activation.power) - 1) * slope
+
+    def _is_defined(self, activation: Activation, function: Scalar, t: float) -> bool:
+        base = function(mpf(t)) + mpf(activation.shift)
+        return base > 0 or (activation.power.is_integer() and activation.power > 0)
+
+    def test_enclosures_contain_all_values_and_slopes(self, activation, scalar):
+        lo, hi = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*INTERVALS, strict=True))
+        values, slopes = activation.enclose(lo, hi), activation.enclose_slope(lo, hi)
+        with mp.workdps(40):
+            for k, (a, b) in enumerate(INTERVALS):
+                for t in samples(a, b, scalar[2]):
+                    if not self._is_defined(activation, scalar[0], t):
+                        assert (float(values[0][k]), float(values[1][k])) == (-math.inf, math.inf)
+                        continue
+                    exact, slope = self._exact(activation, scalar[0], t), self._exact_slope(activation, scalar, t)
+                    assert mpf(float(values[0][k])) <= exact <= mpf(float(values[1][k])), (a, b, t)
+                    if t not in scalar[2]:
+                        assert mpf(float(slopes[0][k])) <= slope <= mpf(float(slopes[1][k])), (a, b, t)
+
+    def test_enclosures_of_points_are_sharp(self, activation, scalar):
+        points = torch.tensor(POINTS, dtype=torch.float64)
+        low, high = activation.enclose(points, points)
+        for t, below, above in zip(POINTS, low.tolist(), high.tolist(), strict=True):
+            exact = self._exact(activation, scalar[0], t)
+            condition = 1 + 2 * abs(activation.shift) / (scalar[0](mpf(t)) + mpf(activation.shift))
+            assert mpf(below) <= exact <= mpf(above)
+            assert above - below <= 3e-14 * max(1, abs(activation.power)) * abs(exact) * condition, t
+
+    def test_nan_is_not_enclosed(self, activation, scalar):
+        nan, one = torch.tensor([math.nan, math.nan, 1.0]), torch.tensor([1.0, math.nan, math.nan])
+        for low, high in (activation.enclose(nan, one), activation.enclose_slope(nan, one)):
+            assert low.tolist() == [-math.inf] * 3 and high.tolist() == [math.inf] * 3
+
+    @pytest.mark.parametrize("domain", [REALS, POSITIVE, Interval(-0.7, 2.0)])
+    def test_bounds_over_domains_hold(self, activation, scalar, domain):
+        low, high = activation.range(domain)
+        flat, steep = activation.slope(domain)
+        relative = activation.log_slope(domain)
+        assert low <= high and flat <= steep and relative >= 0
+        function, _, kinks = scalar
+        for t in (float(t) for t in REAL_GRID[::3] if domain.lo < t < domain.hi and t not in kinks):
+            if not self._is_defined(activation, function, t):
+                assert (low, high, relative) == (-math.inf, math.inf, math.inf)
+                continue
+            exact, slope = self._exact(activation, function, t), self._exact_slope(activation, scalar, t)
+            assert low <= exact <= high and flat <= slope <= steep
+            if exact > 0:
+                assert abs(slope) / exact <= relative * (1 + mpf(10) ** -12)
+
+    def test_concavity_is_that_of_the_values(self, activation, scalar):
+        if activation.concave:
+            t = torch.linspace(0, 12, 400, dtype=torch.float64)
+            values = activation(t)
+            assert bool((values >= 0).all()) and bool((values.diff() >= -1e-13).all())
+            assert bool((values.diff(n=2) <= 1e-13).all())
