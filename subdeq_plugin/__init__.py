@@ -4,14 +4,13 @@ Importing the package registers its solvers, its certified core and its weight c
 """
 
 from .activations import Activation, activation_names, register_activation
-from .certificates import Certificate, Check, certify
+from .certificates import Certificate, Check, GradientBound, Robustness, certify, lipschitz_bound, robust_radius
 from .degrees import POSITIVE, REALS, Degree, Interval
 from .errors import SubdeqError
-from .integration import CertifiedDEQ, SubDEQ, deq_settings, parse_solver, register, solver
+from .integration import CertifiedDEQ, SubDEQ, deq_settings, parse_solver, register, solve, solver
 from .layers import BoundMap, MapSpec, SubhomConv2d, SubhomGraph, SubhomLayer, SubhomLinear
 from .metrics import hilbert, thompson
 from .result import Solution, Status
-from .solvers import solve
 
 __all__ = [
     "POSITIVE",
@@ -22,8 +21,10 @@ __all__ = [
     "CertifiedDEQ",
     "Check",
     "Degree",
+    "GradientBound",
     "Interval",
     "MapSpec",
+    "Robustness",
     "Solution",
     "Status",
     "SubDEQ",
@@ -36,9 +37,11 @@ __all__ = [
     "certify",
     "deq_settings",
     "hilbert",
+    "lipschitz_bound",
     "parse_solver",
     "register",
     "register_activation",
+    "robust_radius",
     "solve",
     "solver",
     "thompson",

@@ -62,6 +62,7 @@ class Solution:
         abs_trace: `(B, T)` residuals at the tested iterates; a finished sample keeps its last value.
         rel_trace: `(B, T)`, the same, relative.
         trajectory: the states at the evaluations the caller asked for.
+        error_bound: `(B,)` float64, the guaranteed distance to the true fixed point; None where none was asked for.
     """
 
     value: Tensor
@@ -74,6 +75,7 @@ class Solution:
     abs_trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     rel_trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     trajectory: tuple[Tensor, ...] = ()
+    error_bound: Tensor | None = None
 
     @property
     def statuses(self) -> tuple[Status, ...]:

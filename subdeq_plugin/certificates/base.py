@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import CertificateError
 from ..metrics import Contraction, iterations_for
+from .gradient import GradientBound, gradient_bound
 from .intervals import Box
 from .posterior import error_bound, error_interval, first_step
 from .proof import Check, Proof
@@ -50,6 +51,7 @@ class Certificate:
         checks: every hypothesis with its value and threshold, in the order tested.
         proven: `(B,)` bool, sample by sample; `(1,)` where the samples do not differ.
         skipped: conditions not tried, because a cheaper one sufficed.
+        proofs: everything that was proven, strongest first: the factors, rates and boxes sample by sample.
     """
 
     unique: bool
@@ -63,7 +65,7 @@ class Certificate:
     skipped: tuple[str, ...] = ()
     _search: Search | None = field(default=None, repr=False, compare=False)
     _subject: Subject | None = field(default=None, repr=False, compare=False)
-    _proofs: tuple[Proof, ...] = field(default=(), repr=False, compare=False)
+    proofs: tuple[Proof, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(
@@ -92,7 +94,7 @@ class Certificate:
             skipped=tuple(name for name in search.names if name not in search.tried),
             _search=search,
             _subject=subject,
-            _proofs=proofs,
+            proofs=proofs,
         )
 
     @property
@@ -105,7 +107,7 @@ class Certificate:
     @property
     def contraction(self) -> Contraction | None:
         """The proven contraction of plain iteration, for solvers; None without one."""
-        return self._proofs[0].contraction if self.unique else None
+        return self.proofs[0].contraction if self.unique else None
 
     @property
     def enclosure(self) -> Box | None:
@@ -138,9 +140,9 @@ class Certificate:
         """
         certificate = self._with_input(x, "error_bound(z, x=...)")
         function = certificate._known().interval
-        if not certificate._proofs:
+        if not certificate.proofs:
             return error_bound(function, None, z)
-        main, *others = certificate._proofs
+        main, *others = certificate.proofs
         error = error_bound(function, main, z)
         for proof in others:
             # Samples that only another condition proves: its box or ball, measured in the main proof's metric.
@@ -164,8 +166,40 @@ class Certificate:
             DomainError: an entry of `z` is not positive, for a map of positive states.
         """
         certificate = self._with_input(x, "error_interval(z, x=...)")
-        box = error_interval(certificate._known().interval, certificate._proofs, z)
+        box = error_interval(certificate._known().interval, certificate.proofs, z)
         return box.lo, box.hi
+
+    def gradient_bound(
+        self, z: Tensor, cotangent: Tensor, adjoint: Tensor | None = None, *, x: Any = None
+    ) -> GradientBound:
+        """Bounds of the exact implicit gradient, given inexact solutions of both equations.
+
+        Args:
+            z: an approximate fixed point, of the shape of the layer's state.
+            cotangent: the derivative of the loss with respect to the fixed point, of the same shape, taken as exact.
+            adjoint: an approximate solution of `l = cotangent + J^T l`; one is computed where it is left out.
+            x: as in `error_bound`.
+
+        Returns:
+            A `GradientBound`: boxes for the adjoint and for the gradient with respect to `layer.bind(x).tensors`, the
+            sum over samples; infinite where no rigorous bound is to be had (`finite` is False then). At a kink the
+            boxes hold the gradient for every element of Clarke's Jacobian.
+
+        Raises:
+            CertificateError: no input is known.
+            ShapeError: a wrong shape.
+        """
+        certificate = self._with_input(x, "gradient_bound(z, cotangent, x=...)")
+        function = certificate._known().interval
+        box = error_interval(function, certificate.proofs, z)
+        given = []
+        for name, value in (("cotangent", cotangent), ("adjoint", adjoint)):
+            if value is not None:
+                given.append(function.bound.check_state(name, value).detach().to("cpu", torch.float64))
+        with torch.no_grad():
+            return gradient_bound(
+                function, box, z.detach().to("cpu", torch.float64), given[0], given[1] if len(given) > 1 else None
+            )
 
     def iterations_for(self, eps: float, *, x: Any = None, first_step: float | None = None) -> int:
         """How many applications of the map guarantee a distance `<= eps`.
@@ -270,4 +304,4 @@ def _needed(proofs: tuple[Proof, ...]) -> tuple[Proof, ...]:
 
 
 def _first(subject: Subject, certificate: Certificate) -> float:
-    return first_step(subject.interval, certificate._proofs[0])
+    return first_step(subject.interval, certificate.proofs[0])

@@ -10,6 +10,7 @@ Numerica 19, 2010, section 10, doi:10.1017/S096249291000005X). Elementary functi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from ..degrees import REALS
 from ..layers import BoundMap, Normalizer, SubhomLayer
-from ..layers.operators import Operator
+from ..layers.operators import GraphOperator, Operator
 
-__all__ = ["ELEMENTARY_UNITS", "UNIT", "Box", "IntervalMap", "gamma", "linear_image", "nudge"]
+__all__ = ["ELEMENTARY_UNITS", "UNIT", "Box", "IntervalMap", "LinearMap", "gamma", "nudge"]
 
 UNIT = 2.0**-53
 ELEMENTARY_UNITS = 64  # an elementary function of torch is taken to be accurate to 32 ulp, 64 times `UNIT`
@@ -78,25 +79,52 @@ class Box:
         return Box(self.lo.reshape(shape)[kept], self.hi.reshape(shape)[kept])
 
 
-def _underflow(operator: Operator) -> float:
-    """What gradual underflow can cost one entry of the operator's product."""
-    weight = getattr(operator, "weight", None)
+@dataclass(frozen=True)
+class LinearMap:
+    """A linear map with what is needed to enclose its products: itself, its absolute value, and its rounding.
+
+    Attributes:
+        apply: `z -> A z` in floating point.
+        absolute: `z -> |A| z` in floating point.
+        nonnegative: whether `A >= 0`.
+        terms: how many products one entry sums, at most.
+        loss: what gradual underflow can cost one entry.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    absolute: Callable[[Tensor], Tensor]
+    nonnegative: bool
+    terms: int
+    loss: float
+
+    @classmethod
+    def of(cls, operator: Operator, absolute: Operator) -> LinearMap:
+        """The operator itself."""
+        return cls(operator, absolute, operator.nonnegative, operator.terms(), _underflow(operator, operator.terms()))
+
+    @classmethod
+    def transposed(cls, operator: Operator, absolute: Operator, terms: int) -> LinearMap:
+        """The transpose; `terms` bounds the products in one of its rows."""
+        loss = _underflow(operator, terms)
+        return cls(operator.transpose, absolute.transpose, operator.nonnegative, terms, loss)
+
+    def image(self, box: Box) -> Box:
+        """`A z` for all `z` of the box."""
+        slack = gamma(self.terms)
+        if self.nonnegative and bool((box.lo >= 0).all()):
+            lo = (self.apply(box.lo) * (1 - slack) - self.loss).clamp(min=0)
+            return Box.outward(lo, self.apply(box.hi) * (1 + slack) + self.loss)
+        middle = box.lo / 2 + box.hi / 2
+        radius = torch.maximum(box.hi - middle, middle - box.lo) * (1 + 2 * UNIT)
+        spread = self.absolute(radius + slack * middle.abs()) * (1 + slack) + 2 * self.loss
+        centre = self.apply(middle)
+        return Box.outward(centre - spread, centre + spread)
+
+
+def _underflow(operator: Operator, terms: int) -> float:
     # A graph's product goes through two stages: the second magnifies what the first has lost.
-    scale = 1.0 if weight is None or operator.kind != "graph" else 1.0 + float(weight.abs().sum(dim=1).max())
-    return operator.terms() * _SUBNORMAL * scale
-
-
-def linear_image(operator: Operator, absolute: Operator, box: Box) -> Box:
-    """`A z` for all `z` of the box; `absolute` is `|A|`."""
-    slack, loss = gamma(operator.terms()), _underflow(operator)
-    if operator.nonnegative and bool((box.lo >= 0).all()):
-        lo = (operator(box.lo) * (1 - slack) - loss).clamp(min=0)
-        return Box.outward(lo, operator(box.hi) * (1 + slack) + loss)
-    middle = box.lo / 2 + box.hi / 2
-    radius = torch.maximum(box.hi - middle, middle - box.lo) * (1 + 2 * UNIT)
-    spread = absolute(radius + slack * middle.abs()) * (1 + slack) + 2 * loss
-    centre = operator(middle)
-    return Box.outward(centre - spread, centre + spread)
+    weight = operator.weight if isinstance(operator, GraphOperator) else None
+    return terms * _SUBNORMAL * (1.0 if weight is None else 1.0 + float(weight.abs().sum()))
 
 
 def _normalized(normalizer: Normalizer, box: Box) -> Box:
@@ -154,7 +182,7 @@ class IntervalMap:
 
     @classmethod
     def of_layer(
-        cls, layer: SubhomLayer, x: Any, bound: BoundMap, radius: float = 0.0, norm: float = math.inf
+        cls, layer: SubhomLayer, x: Any, bound: BoundMap, radius: float | Tensor = 0.0, norm: float = math.inf
     ) -> IntervalMap:
         """The map that the layer's parameters define in exact arithmetic for the input as given.
 
@@ -181,6 +209,11 @@ class IntervalMap:
     def ratio_metric(self) -> str:
         """The metric of theorems A and B for this map."""
         return "hilbert" if self.sliced else "thompson"
+
+    @cached_property
+    def linear(self) -> LinearMap:
+        """The linear part on boxes."""
+        return LinearMap.of(self.bound.operator, self._absolute)
 
     @property
     def absolute(self) -> Operator:
@@ -220,7 +253,7 @@ class IntervalMap:
 
     def argument(self, box: Box) -> Box:
         """What the activation is applied to."""
-        t = linear_image(self.bound.operator, self.absolute, box)
+        t = self.linear.image(box)
         return t if self.inner is None else t + self.inner
 
     def activated(self, t: Box) -> Box:

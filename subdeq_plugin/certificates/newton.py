@@ -20,17 +20,18 @@ from .local import Local
 from .proof import Proof, reciprocal_gap, scaled
 from .spectral import perron_bound
 
-__all__ = ["LARGEST", "regular_boxes"]
+__all__ = ["LARGEST", "Inverse", "precondition", "regular_boxes"]
 
 LARGEST = 400  # entries of a sample: the work grows with their cube
 _ROUNDS = 12
 _STALL = 0.99
+_LARGEST_SLOPE = 1e100  # beyond it, and where nothing is known, there is no proof
 _CHUNK = 2**24  # entries of the matrices held at a time
 
 
 @dataclass(frozen=True)
-class _Inverse:
-    """`C` and the bound of `|E|`, both `(B, N, N)`."""
+class Inverse:
+    """`C` and the bound of `|E|`, both `(B, N, N)`; infinite where there is none."""
 
     inverse: Tensor
     defect: Tensor
@@ -40,10 +41,12 @@ class _Inverse:
         return (self.defect @ v.unsqueeze(2)).squeeze(2)
 
 
-def _precondition(local: Local, matrix: Tensor) -> _Inverse:
+def precondition(local: Local, matrix: Tensor) -> Inverse:
+    """Precondition `I - D A` for the slopes `D` found on a box, with `matrix (N, N)` for `A`."""
     size = matrix.shape[0]
-    slopes = Box(local.function.flat(local.slopes.lo), local.function.flat(local.slopes.hi))
-    slopes = Box(slopes.lo.clamp(-1e150, 1e150), slopes.hi.clamp(-1e150, 1e150))  # keeps the algebra free of NaN
+    found = Box(local.function.flat(local.slopes.lo), local.function.flat(local.slopes.hi))
+    usable = (found.magnitude <= _LARGEST_SLOPE).all(dim=1)[:, None, None]
+    slopes = Box(found.lo.clamp(-_LARGEST_SLOPE, _LARGEST_SLOPE), found.hi.clamp(-_LARGEST_SLOPE, _LARGEST_SLOPE))
     middle = slopes.lo / 2 + slopes.hi / 2
     radius = torch.maximum(slopes.hi - middle, middle - slopes.lo)
     slack = gamma(2 * size + 8)
@@ -56,10 +59,10 @@ def _precondition(local: Local, matrix: Tensor) -> _Inverse:
     spread = radius.unsqueeze(2) * matrix.abs() * (1 + slack) + slack * (system.abs() + identity)
     spread = spread + slack * middle.abs().unsqueeze(2) * matrix.abs()
     defect = (identity - inverse @ system).abs() + inverse.abs() @ spread * (1 + slack) + slack * identity
-    return _Inverse(inverse, torch.where(defect.isnan(), torch.inf, defect * (1 + slack)))
+    return Inverse(inverse, torch.where(usable & ~defect.isnan(), defect * (1 + slack), torch.inf))
 
 
-def _shrink(local: Local, pre: _Inverse) -> Box:
+def _shrink(local: Local, pre: Inverse) -> Box:
     """The part of the box that can hold fixed points: `|z* - m| <= |C r(m)| + |E| rad`."""
     function = local.function
     lo, hi = function.flat(local.box.lo), function.flat(local.box.hi)
@@ -120,7 +123,7 @@ def _regular(function: IntervalMap, box: Box, matrix: Tensor) -> tuple[Box, Tens
     ones = torch.ones(count, size, dtype=torch.float64)
     for _ in range(_ROUNDS):
         local = Local.at(function, box)
-        pre = _precondition(local, matrix)
+        pre = precondition(local, matrix)
         rho, weights = perron_bound(pre.spread, ones, size + 4)
         fresh = _shrink(local, pre) & local.image
         before, after = box.hi - box.lo, fresh.hi - fresh.lo

@@ -2,10 +2,11 @@
 
 from .core import CertifiedDEQ, deq_settings
 from .model import SolveStats, SubDEQ
+from .solve import solve
 from .spec import parse_solver
 from .torchdeq import register_core, register_norm, register_solvers, solver
 
-__all__ = ["CertifiedDEQ", "SolveStats", "SubDEQ", "deq_settings", "parse_solver", "register", "solver"]
+__all__ = ["CertifiedDEQ", "SolveStats", "SubDEQ", "deq_settings", "parse_solver", "register", "solve", "solver"]
 
 
 def register() -> tuple[str, ...]:

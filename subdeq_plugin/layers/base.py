@@ -50,7 +50,7 @@ class Structure:
 
 
 def _injection_interval(
-    module: nn.Linear | nn.Conv2d, x: Tensor, scale: float, kind: str, ball: tuple[float, float]
+    module: nn.Linear | nn.Conv2d, x: Tensor, scale: float, kind: str, ball: tuple[Tensor, float]
 ) -> tuple[Tensor, Tensor]:
     """`injection_map(scale (U x + c))` over a ball around `x`, in float64 with the bound `gamma_k` of its rounding."""
     weight = module.weight.detach().to("cpu", torch.float64)
@@ -66,7 +66,7 @@ def _injection_interval(
     size = scale * affine(x.abs(), weight.abs(), None if bias is None else bias.abs())
     slack = (weight[0].numel() + 8) * 2.0**-53 * (1 + 2.0**-20)
     spread = slack * size + torch.where(size > 0, weight[0].numel() * 2.0**-1022, 0.0)
-    if radius > 0:
+    if bool((radius > 0).any()):
         ones = torch.ones_like(x)
         reach = affine(ones, weight.abs(), None) if math.isinf(norm) else affine(ones, weight.square(), None).sqrt()
         spread = spread + scale * radius * reach * (1 + 2 * slack)
@@ -184,21 +184,22 @@ class SubhomLayer(nn.Module, ABC):
         """The tensor in `x` that is injected, checked."""
 
     @property
-    def _injection_scale(self) -> float:
+    def injection_scale(self) -> float:
         """A factor of the injected term, before `injection_map`."""
         return 1.0
 
     def _inject(self, features: Tensor) -> Tensor:
         """The injected term before `injection_map`, of the state's shape."""
         injected: Tensor = self.injection(features)
-        return injected if self._injection_scale == 1 else self._injection_scale * injected
+        return injected if self.injection_scale == 1 else self.injection_scale * injected
 
-    def injection_interval(self, x: Any, radius: float = 0.0, norm: float = math.inf) -> tuple[Tensor, Tensor]:
+    def injection_interval(self, x: Any, radius: float | Tensor = 0.0, norm: float = math.inf) -> tuple[Tensor, Tensor]:
         """Bounds of the injected term in exact arithmetic, from the parameters and the input as they are stored.
 
         Args:
             x: the layer's input.
-            radius: bounds for every input within this distance of `x`, sample by sample (graphs: node by node).
+            radius: bounds for every input within this distance of `x`: one number, or one for each sample, in a shape
+                that broadcasts against the state. Samples (graphs: nodes) are perturbed independently.
             norm: of that distance, `math.inf` or 2.
 
         Returns:
@@ -210,7 +211,8 @@ class SubhomLayer(nn.Module, ABC):
         """
         if norm not in (2, math.inf):
             raise OptionError(f"norm must be 2 or math.inf, got {norm!r}.")
-        if not (radius >= 0 and math.isfinite(radius)):
+        reach = torch.as_tensor(radius, dtype=torch.float64, device="cpu")
+        if not bool(((reach >= 0) & reach.isfinite()).all()):
             raise OptionError(f"radius must be finite and nonnegative, got {radius!r}.")
         features = self._features(x)
         check_nonempty("x", features)
@@ -218,9 +220,9 @@ class SubhomLayer(nn.Module, ABC):
             return _injection_interval(
                 self.injection,
                 features.detach().to("cpu", torch.float64),
-                self._injection_scale,
+                self.injection_scale,
                 self.injection_map,
-                (radius, norm),
+                (reach, norm),
             )
 
     def bind(self, x: Any) -> BoundMap:

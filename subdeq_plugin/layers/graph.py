@@ -195,7 +195,7 @@ class SubhomGraph(SubhomLayer):
         return self._check_input("features", self._split(x)[0], self.in_features, -1, (2, 3))
 
     @property
-    def _injection_scale(self) -> float:
+    def injection_scale(self) -> float:
         return self.teleport
 
     def _operator(self, x: Any) -> GraphOperator:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..certificates import certify
 from ..errors import OptionError
-from ..metrics import metric_function
+from ..metrics import thompson
 from .config import ImageClassifier
 from .loop import EpochRecord
 
@@ -34,13 +34,14 @@ def convergence(model: ImageClassifier, images: Tensor) -> tuple[list[float], fl
     with torch.no_grad():
         bound = model.deq.layer.bind(inputs).to("cpu", torch.float64)
         certificate = certify(bound)
-        name = certificate.metric or "thompson"
-        distance = metric_function(name)
+        contraction = certificate.contraction
+        name = "thompson" if contraction is None else contraction.metric
+        distance = thompson if contraction is None else contraction.distance
         z = bound.project(bound.start())  # Hilbert's rate holds on the slice
         steps: list[float] = []
         for _ in range(_STEPS):
             image = bound(z)
-            steps.append(float(distance(image, z).max()))
+            steps.append(float(distance(image.flatten(1), z.flatten(1)).max()))
             z = image
             if not 1e-14 < steps[-1] < float("inf"):
                 break
