@@ -31,11 +31,14 @@ import torch
 import subdeq_plugin as sd
 from tests.falsification.campaign import Settings, Tally, hunt, run_chunk
 from tests.falsification.families import FAMILIES
+from tests.falsification.layers import run_layers
 from tests.falsification.specs import load
 
 CHUNK = 100
 KEPT = 200  # violations and unsolved layers written in full, each
 
+# The families of maps, and layers with claims for every input.
+NAMES = (*FAMILIES, "layers")
 Key = tuple[str, int, int]
 
 
@@ -43,9 +46,9 @@ def chunks(layers: int, seed: int) -> Iterator[Key]:
     """`(family, seed, count)` of every chunk, the families in turn."""
     number = 0
     while layers > 0:
-        family = list(FAMILIES)[number % len(FAMILIES)]
+        family = NAMES[number % len(NAMES)]
         count = min(CHUNK, layers)
-        yield family, seed * 1_000_003 + number // len(FAMILIES), count
+        yield family, seed * 1_000_003 + number // len(NAMES), count
         layers -= count
         number += 1
 
@@ -54,9 +57,14 @@ def work(key: Key, share: float) -> dict[str, Any]:
     """One chunk, as JSON-compatible values."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    tally = run_chunk(*key, settings=Settings(bounds=share))
+    family, seed, count = key
+    settings = Settings(bounds=share)
+    tally = (
+        run_layers(seed, count, settings) if family == "layers" else run_chunk(family, seed, count, settings=settings)
+    )
     return {
         "key": list(key),
+        "share": share,
         "seconds": time.perf_counter() - begin,
         "counts": dict(tally.counts),
         "theorems": dict(tally.theorems),
@@ -65,7 +73,7 @@ def work(key: Key, share: float) -> dict[str, Any]:
     }
 
 
-def finished(journal: Path) -> dict[Key, dict[str, Any]]:
+def finished(journal: Path, share: float) -> dict[Key, dict[str, Any]]:
     """The chunks that an earlier run left; a last line cut short is ignored."""
     records = {}
     if journal.exists():
@@ -75,7 +83,8 @@ def finished(journal: Path) -> dict[Key, dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
             family, seed, count = record["key"]
-            records[family, seed, count] = record
+            if record["share"] == share:
+                records[family, seed, count] = record
     return records
 
 
@@ -109,7 +118,7 @@ def run(todo: list[Key], done: dict[Key, dict[str, Any]], processes: int, share:
 
 def summary(records: list[dict[str, Any]], command: str) -> dict[str, Any]:
     """Everything counted, by family and by theorem."""
-    families: dict[str, Counter[str]] = {name: Counter() for name in FAMILIES}
+    families: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     total, theorems = Counter[str](), Counter[str]()
     violations, unsolved = [], []
     for record in records:
@@ -166,7 +175,7 @@ def main() -> None:
         parser.error("--out is required, or --replay")
     journal = args.out.with_name(args.out.name + ".chunks.jsonl")
     keys = list(chunks(args.layers, args.seed))
-    done = {key: record for key, record in finished(journal).items() if key in set(keys)}
+    done = {key: record for key, record in finished(journal, args.bounds).items() if key in set(keys)}
     run([key for key in keys if key not in done], done, args.processes, args.bounds, journal)
     command = f"python benchmarks/falsify.py --layers {args.layers} --seed {args.seed} --bounds {args.bounds}"
     result = summary([done[key] for key in keys], f"{command} --processes {args.processes} --out {args.out}")

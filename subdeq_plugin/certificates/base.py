@@ -223,6 +223,8 @@ class Certificate:
             why = "; ".join(self.reasons) or f"{self.theorem!r} proves no rate of the plain iteration"
             raise CertificateError(f"no number of iterations is guaranteed: {why}")
         if first_step is None and x is None and self._known().bound is None:
+            if self.proofs[0].confined:
+                raise CertificateError("the rate holds among states that the map can output; certify with x.")
             return iterations_for(eps, self.rate, 1 - self.rate)  # rate**k <= eps
         if first_step is None:
             certificate = self._with_input(x, "iterations_for(eps, x=...)")

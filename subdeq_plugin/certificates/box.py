@@ -58,14 +58,17 @@ def _constants(subject: Subject) -> tuple[tuple[Check, ...], float, float, float
 def bounded_box(subject: Subject) -> Outcome:
     """`mu < 1` (twice that, where a norm divides the state) on the box that the activation's range leaves."""
     checks, low, high, growth = _constants(subject)
-    known = subject.bound is not None or subject.normalizer is not None or _injected_inside(subject)
+    if subject.bound is None:
+        known = subject.normalizer is not None or _injected_inside(subject)
+    else:
+        known = subject.state_shape is not None
     checks += (
         Check(
             "bounds of the state are known",
             "known" if known else "unknown",
             "known",
             known,
-            "" if known else "the injection outside the activation is unbounded over all inputs; pass x.",
+            "" if known else "the injection outside the activation is unbounded over all inputs, or unknown; pass x.",
             _NAME,
         ),
         Check(
@@ -103,9 +106,10 @@ def bounded_box(subject: Subject) -> Outcome:
         reciprocal_gap(rate),
         rate,
         float(ratio[rate < 1].max()),
-        f"{subject.scope}; every state on which the map is defined",
+        f"{subject.scope}; every state that the map can output",
         every_input=subject.bound is None,
         box=box,
+        confined=box is None,
     )
     return Outcome(checks, (proof,))
 
@@ -119,7 +123,7 @@ def _degree(subject: Subject, low: float, high: float, growth: float) -> tuple[T
     assert subject.magnitude is not None
     absolute, shape, _ = subject.magnitude
     slack = 1 + gamma(absolute.terms() + 8)
-    if subject.bound is None or subject.state_shape is None:
+    if subject.bound is None:
         top = high if subject.normalizer is None else 1.0
         reach = absolute(torch.full(shape, top, dtype=torch.float64))
         return (growth * reach * slack).amax().reshape(1), None

@@ -30,7 +30,7 @@ __all__ = ["Enclosure", "enclose", "invariant_box"]
 
 _MAX_STEPS = 200
 _STALL = 0.999  # a step that shrinks no side of the box by more than this is the last
-_ENOUGH = 0.5  # a rate that is not worth another step
+_ENOUGH = 0.7  # a rate that is not worth another step
 _POWER_STEPS = 12
 
 
@@ -120,21 +120,20 @@ def invariant_box(function: IntervalMap) -> Box | None:
     return ranged & Box(-radius, radius)
 
 
-def enclose(function: IntervalMap, start: Box, *, max_steps: int = _MAX_STEPS, tight: bool = False) -> Enclosure:
+def enclose(function: IntervalMap, start: Box, *, max_steps: int = _MAX_STEPS) -> Enclosure:
     """Shrink boxes until each proves uniqueness or stops shrinking.
 
     Args:
         function: the map.
         start: a box per sample that holds its own image and the fixed points of interest.
         max_steps: the largest number of interval evaluations.
-        tight: go on until the boxes stop shrinking, even where uniqueness is proven.
     """
     lead_shape, dims = function.shape, function.bound.sample_dims
     every = torch.arange(function.samples)
     current, box, alive = function.rows(every), start.rows(every, dims), every
     kept = _Results(function.flat(start.lo), function.flat(start.hi))
     previous = torch.full((function.samples,), torch.inf, dtype=torch.float64)
-    next_test = 1
+    next_test = 2  # the first box is that of the range, and rarely proves anything
     for step in range(1, max_steps + 1):
         local = Local.at(current, box)
         fresh = local.image & box
@@ -144,12 +143,12 @@ def enclose(function: IntervalMap, start: Box, *, max_steps: int = _MAX_STEPS, t
         stalled = moved > _STALL
         if step < next_test and not last and not bool(stalled.any()):
             continue
-        next_test = step + max(1, step // 3)
+        next_test = step + max(1, step // 2)
         kept.put(alive, local, current, fresh, thorough=False)
         rate = kept.ratio[alive]
         settled = (rate < _ENOUGH) | ((rate < 1) & (rate > 0.9 * previous[alive]))
         previous[alive] = rate
-        done = stalled if tight else stalled | settled
+        done = stalled | settled
         if bool(done.any()) or last:
             failing = (rate >= 1) & (done | last)
             if bool(failing.any()):
@@ -187,8 +186,8 @@ class _Results:
         """Record the box of some samples and what is proven on it; `local` is taken on it or on a larger one."""
         self.lo[rows], self.hi[rows] = function.flat(box.lo), function.flat(box.hi)
         empty = (self.lo[rows] > self.hi[rows]).any(dim=1)
-        self.ratio[rows] = torch.where(empty, torch.inf, local.rates())
-        self.degree[rows] = local.degree()
+        self.ratio[rows] = torch.where(empty, torch.inf, local.rates)
+        self.degree[rows] = local.degree
         if thorough:
             weighted, weights, lead = _comparison(local)
             self.weighted[rows] = torch.where(empty, torch.inf, weighted)

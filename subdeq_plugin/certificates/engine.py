@@ -218,7 +218,7 @@ def _ranked(proofs: Sequence[Proof]) -> tuple[Proof, ...]:
         return (
             not bool(proven.all()),
             -float(proven.double().mean()),
-            proof.box is not None,
+            proof.confined or proof.box is not None,
             proof.theorem not in ("A", "B"),
             float(proof.factor[proven].max()),
         )

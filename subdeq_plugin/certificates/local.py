@@ -46,6 +46,7 @@ class Local:
         """Bounds of every element of the activation's Clarke derivative."""
         return Box(*self.function.bound.activation.enclose_slope(self.argument.lo, self.argument.hi))
 
+    @cached_property
     def degree(self) -> Tensor:
         """A strong subhomogeneity degree on the box, for each sample: `(B,)`, infinite where the box is not positive.
 
@@ -60,9 +61,10 @@ class Local:
         degree = ratio.amax(dim=1) + 2.0**-900
         return torch.where(positive & ~degree.isnan(), degree, torch.inf)
 
+    @property
     def rates(self) -> Tensor:
         """The factor of one step on the box in `function.ratio_metric`, by theorem A or B: `(B,)`."""
-        degree = self.degree()
+        degree = self.degree
         return degree if self.function.bound.normalizer is None or self.function.sliced else 2 * degree
 
     def majorant(self, v: Tensor) -> Tensor:

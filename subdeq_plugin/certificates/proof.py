@@ -51,6 +51,7 @@ class Proof:
         scope: the inputs and states covered.
         every_input: whether it holds whatever the input.
         box: the domain where that is a box; every fixed point lies in it. None: all states the map is defined on.
+        confined: the domain is a box, but one that only an input determines.
         reach: the largest argument of the activation for which the proof holds.
         weights: `(B, N)` or `(1, N)`: "linf" means `max |x_i - y_i| / weights_i`; at most 1, None for ones.
         preconditioner: `(B, N, N)`: the residual is multiplied by it before it is measured; None for the identity.
@@ -64,6 +65,7 @@ class Proof:
     scope: str
     every_input: bool = False
     box: Box | None = None
+    confined: bool = False
     reach: float = math.inf
     weights: Tensor | None = None
     preconditioner: Tensor | None = None

@@ -208,8 +208,12 @@ class _Search:
         solver_error: float,
     ) -> None:
         self._layer, self._x, self._norm, self._state = layer, x, norm, state
-        # Proofs on a box of this input's own say nothing of its neighbours.
-        self._proofs = tuple(proof for proof in proofs if proof.box is None)
+        # Proofs on a box of this input's own say nothing of its neighbours; nor do theorems A and B, where these may
+        # have negative injections.
+        free = layer.injection_map == "identity"
+        self._proofs = tuple(
+            proof for proof in proofs if proof.box is None and not (free and proof.theorem in ("A", "B"))
+        )
         self._readout, self._solver_error = readout, solver_error
         self._bound = layer.bind(x).detach()
 

@@ -64,9 +64,10 @@ def deq_settings(namespace: Any) -> dict[str, Any]:
 class CertifiedDEQ(DEQBase):  # type: ignore[misc]
     """The core behind `get_deq(core="subdeq", ...)`.
 
-    For a `BoundMap` (that is, `layer.bind(x)`) it certifies the map by theorem A or B, solves it to a guaranteed error, and gives the
-    exact implicit gradient of any order, in training and in evaluation mode alike. Any other callable is solved too,
-    without a certificate and with first-order gradients.
+    For a `BoundMap` (that is, `layer.bind(x)`) it certifies the map by theorem A or B, solves it to a guaranteed error,
+    and gives the exact implicit gradient of any order, in training and in evaluation mode alike. Any other callable is
+    solved too, without a certificate and with first-order gradients. Where only another condition holds (signed
+    weights), `subdeq_plugin.solve` with `certified_tol` guarantees the error.
 
     Settings (keywords of `get_deq`):
         f_solver, b_solver: keys of solvers, ours (options allowed, `"subdeq:anderson?memory=8"`) or torchdeq's.
