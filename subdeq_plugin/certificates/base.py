@@ -46,10 +46,10 @@ class Certificate:
         none. rate: the proven contraction factor of one step, below 1, or None where only uniqueness and error are
         proven. metric: of the rate and of the error bounds: "thompson", "hilbert", "linf" (maximum norm, weighted where
         the
-            condition says so), "l1" or "l2"; None without a proof.
+            condition says so), "l1" or "l2"; None where no sample is proven.
         scope: the inputs and states the proof covers.
         checks: every hypothesis with its value and threshold, in the order tested.
-        proven: `(B,)` bool, sample by sample; `(1,)` where the samples do not differ.
+        proven: `(B,)` bool, sample by sample; `(1,)` where no input is known.
         skipped: conditions not tried, because a cheaper one sufficed.
         proofs: everything that was proven, strongest first: the factors, rates and boxes sample by sample.
     """
@@ -77,7 +77,7 @@ class Certificate:
         mu: float | None,
     ) -> Certificate:
         """The certificate that a subject's proofs, strongest first, amount to; `mu`: a degree too large for one."""
-        proven = torch.zeros(1, dtype=torch.bool)
+        proven = torch.zeros(subject.samples, dtype=torch.bool)
         for proof in proofs:
             proven = proven | proof.proven
         unique = bool(proven.all())
@@ -87,7 +87,7 @@ class Certificate:
             theorem=None if main is None else " or ".join(dict.fromkeys(proof.theorem for proof in _needed(proofs))),
             mu=mu if main is None else main.mu,
             rate=None if main is None else main.largest_rate,
-            metric=None if main is None else main.metric,
+            metric=proofs[0].metric if proofs else None,
             scope=subject.scope if not proofs else proofs[0].scope,
             checks=checks,
             proven=proven,
@@ -111,7 +111,10 @@ class Certificate:
 
     @property
     def enclosure(self) -> Box | None:
-        """A box per sample that contains every fixed point, proven unique or not; None where none is known."""
+        """A box per sample that contains every fixed point, proven unique or not; None where none is known.
+
+        For a normalised map, every nonnegative fixed point.
+        """
         subject = self._subject
         boxes = None if subject is None or subject.bound is None else subject.boxes
         return None if boxes is None else boxes.box

@@ -59,7 +59,10 @@ def bounded_box(subject: Subject) -> Outcome:
     """`mu < 1` (twice that, where a norm divides the state) on the box that the activation's range leaves."""
     checks, low, high, growth = _constants(subject)
     if subject.bound is None:
-        known = subject.normalizer is not None or _injected_inside(subject)
+        assert subject.layer is not None
+        # Outside, a norm bounds the state, but only a nonnegative injection keeps what is divided by it positive.
+        outside = subject.layer.injection_place == "outside"
+        known = not outside or (subject.normalizer is not None and subject.layer.injection_map != "identity")
     else:
         known = subject.state_shape is not None
     checks += (
@@ -106,16 +109,12 @@ def bounded_box(subject: Subject) -> Outcome:
         reciprocal_gap(rate),
         rate,
         float(ratio[rate < 1].max()),
-        f"{subject.scope}; every state that the map can output",
+        f"{subject.scope}; every positive state that the map can output",
         every_input=subject.bound is None,
         box=box,
         confined=box is None,
     )
     return Outcome(checks, (proof,))
-
-
-def _injected_inside(subject: Subject) -> bool:
-    return subject.layer is not None and subject.layer.injection_place == "inside"
 
 
 def _degree(subject: Subject, low: float, high: float, growth: float) -> tuple[Tensor, Box | None]:

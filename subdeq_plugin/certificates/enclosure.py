@@ -28,8 +28,8 @@ from .spectral import perron_bound
 
 __all__ = ["Enclosure", "enclose", "invariant_box"]
 
-_MAX_STEPS = 200
-_STALL = 0.999  # a step that shrinks no side of the box by more than this is the last
+_MAX_STEPS = 100
+_STALL = 0.99  # a step that shrinks no side of the box by more than this is the last
 _ENOUGH = 0.7  # a rate that is not worth another step
 _POWER_STEPS = 12
 

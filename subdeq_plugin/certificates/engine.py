@@ -34,7 +34,8 @@ def _enclosure(subject: Subject) -> Outcome:
     if boxes is None:
         reason = "no bounded set is known to hold every fixed point: the activation is unbounded and the weights large."
         return Outcome((Check("a box holds every fixed point", "none", "a box", False, reason, name),))
-    proofs = boxes.proofs(subject.interval, "the bound input; every state on which the map is defined")
+    states = "every state on which the map is defined" if subject.normalizer is None else "every nonnegative state"
+    proofs = boxes.proofs(subject.interval, f"the bound input; {states}")
     proven = torch.zeros(subject.interval.samples, dtype=torch.bool)
     for proof in proofs:
         proven |= proof.proven

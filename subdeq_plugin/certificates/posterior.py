@@ -143,7 +143,7 @@ def error_interval(function: IntervalMap, proofs: tuple[Proof, ...], z: Tensor) 
     """Entrywise bounds of the fixed point, from everything that is proven, in the state's shape on the CPU."""
     state = _checked(function, z, proofs[0] if proofs else None)
     free = torch.full_like(state, torch.inf)
-    known = Box(torch.zeros_like(state) if function.bound.positive else -free, free)
+    known = Box(-free, free)
     with torch.no_grad():
         for proof in proofs:
             error, placed = _bound(function, proof, state)
@@ -165,6 +165,7 @@ def _around(function: IntervalMap, proof: Proof, placed: Tensor, error: Tensor) 
         # On the slice of norm 1 the Thompson distance is at most Hilbert's.
         slack = 2 * ELEMENTARY_UNITS * UNIT
         lo, hi = flat * (-wide).exp() * (1 - slack), flat * wide.exp() * (1 + slack)
+        lo, hi = torch.where(wide.isinf(), -torch.inf, lo), torch.where(wide.isinf(), torch.inf, hi)
     else:
         reach = (wide if proof.weights is None else wide * proof.weights) * (1 + 4 * UNIT)
         lo, hi = flat - reach, flat + reach

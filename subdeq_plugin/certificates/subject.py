@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,6 +65,13 @@ class Subject:
     def state_shape(self) -> torch.Size | None:
         """The state's shape, where an input determines it."""
         return None if self.bound is None else self.bound.state_shape
+
+    @cached_property
+    def samples(self) -> int:
+        """How many samples the verdict is about; 1 where no input tells."""
+        if self.state_shape is None or self.operator is None:
+            return 1
+        return math.prod(self.state_shape[: len(self.state_shape) - self.operator.sample_dims])
 
     @cached_property
     def sample_shape(self) -> torch.Size | None:

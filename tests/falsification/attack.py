@@ -98,7 +98,7 @@ def _along_eigenvectors(bucket: Bucket, best: Array, rng: np.random.Generator) -
 def _slowly(bucket: Bucket, starts: Array, count: int) -> Array:
     """Heavily damped iteration, for maps that overshoot; `count` states for each map."""
     starts = np.concatenate([starts] * (1 + count // starts.shape[1]), axis=1)[:, :count]
-    damping = np.array([0.8, 0.95, 0.99])[np.arange(count) % 3]
+    damping = np.array([0.0, 0.8, 0.95, 0.99])[np.arange(count) % 4]
     settled = bucket.iterate(starts, 400, damping)
     polished = bucket.newton(bucket.place(settled), 6)
     better = bucket.residual(polished) < bucket.residual(settled)

@@ -90,7 +90,9 @@ class Bucket:
             unit = parts / norms
             peak = parts == norms
             weights = np.where(
-                np.isinf(self.exponent), peak / peak.sum(axis=-1, keepdims=True), unit ** (self.exponent - 1)
+                np.isinf(self.exponent),
+                peak / peak.sum(axis=-1, keepdims=True),
+                np.sign(unit) * np.abs(unit) ** (self.exponent - 1),
             )
             blocks = rows.reshape(*unit.shape, self.size)
             radial = (weights[..., None] * blocks).sum(axis=3, keepdims=True)
@@ -151,7 +153,8 @@ class Bucket:
                     factor = 1 + 2 * (away * step).sum(axis=-1, keepdims=True) / (square * (1 + square))
                     step = step / np.where(np.abs(factor) > 0.05, factor, 0.05)
                 size = np.abs(step).max(axis=-1, keepdims=True)
-                limit = 2 * (1 + np.abs(z).max(axis=-1, keepdims=True)) if self.signed else 2.0
+                here = np.abs(z if self.signed else np.log(z) / 4).max(axis=-1, keepdims=True)
+                limit = 2 * (1 + here)
                 step = step * np.minimum(1, limit / np.maximum(size, _TINY))
                 z = z + step if self.signed else z * np.exp(step)
         return z

@@ -21,7 +21,7 @@ from .exact import Balls, ExactMap, enclose
 from .families import generate
 from .specs import Flat, dump, flats, with_arrays
 
-__all__ = ["Certifier", "Settings", "Tally", "hunt", "run_chunk"]
+__all__ = ["Certifier", "Chunk", "Settings", "Tally", "hunt", "run_chunk"]
 
 Certifier = Callable[..., Any]
 PUZZLES = 3  # undecided maps kept of each chunk
@@ -88,21 +88,21 @@ def hunt(
     settings = settings or Settings()
     rng = np.random.default_rng([seed, len(specs), 1])
     tally = Tally()
-    chunk = _Chunk(list(specs), certifier, tally, rng)
+    chunk = Chunk(list(specs), certifier, tally, rng)
     chunk.certify(settings.alone)
     chunk.attack(seed)
     chunk.check_bounds(settings.bounds, settings.probes)
     edge = chunk.frontier(settings.frontier)
     if edge:
         tally.counts["frontier"] += len(edge)
-        second = _Chunk(edge, certifier, tally, rng)
+        second = Chunk(edge, certifier, tally, rng)
         second.certify(settings.alone)
         second.attack(seed + 1)
         second.check_bounds(settings.bounds, settings.probes)
     return tally
 
 
-class _Chunk:
+class Chunk:
     """Maps on their way through the stages."""
 
     def __init__(self, specs: list[MapSpec], certifier: Certifier, tally: Tally, rng: np.random.Generator) -> None:
@@ -112,6 +112,7 @@ class _Chunk:
         self.claims: list[Claim] = []
         self.found: dict[tuple[int, int, bool], tuple[Target, Finding]] = {}
         self.refused: list[int] = []
+        self.injected: dict[tuple[int, int], tuple[Balls, Balls]] = {}
         tally.counts["maps"] += len(specs)
         tally.counts["samples"] += sum(len(part) for part in self.samples)
 
@@ -202,7 +203,8 @@ class _Chunk:
             state = np.ones(flat.size)
             if place in self.found:
                 state = self.found[place][1].candidates[0]
-                box = enclose(ExactMap(flat), state, positive=not place[2])
+                exact = ExactMap(flat, self.injected.get((claim.spec, sample)))
+                box = enclose(exact, state, positive=not place[2])
             states.append(flat.unflatten(state))
             truths.append(None if box is None else in_map_order(flat, box))
         assert bound.state_shape is not None

@@ -58,9 +58,11 @@ class Claim:
 
     def signed(self, bound: BoundMap) -> bool:
         """Whether the claim speaks of all real states rather than of positive ones."""
+        everywhere = _EVERY_STATE in self.certificate.scope
         if bound.normalizer is not None:
-            return False
-        return self.metric in ADDITIVE or not bound.positive or _EVERY_STATE in self.certificate.scope
+            # The package computes the other norms of positive states only.
+            return everywhere and bound.normalizer.p in (1, 2)
+        return self.metric in ADDITIVE or everywhere
 
 
 def probes(bound: BoundMap, solution: Tensor, rng: np.random.Generator) -> Iterator[tuple[str, Tensor]]:
@@ -139,7 +141,8 @@ def contradictions(
         if truth is None:
             continue
         if outside(low[sample], high[sample], truth):
-            yield "interval", sample, {"lo": low[sample].tolist(), "hi": high[sample].tolist()}
+            points = [ball.str(17, radius=False) for ball in truth]
+            yield "interval", sample, {"lo": low[sample].tolist(), "hi": high[sample].tolist(), "truth": points}
         eps = errors[sample]
         if metric is None or eps == float("inf"):
             continue

@@ -33,17 +33,23 @@ def _power(base: arb, exponent: float) -> arb:
 
 @dataclass
 class ExactMap:
-    """`f` of one sample on balls, with an enclosure of its Jacobian."""
+    """`f` of one sample on balls, with an enclosure of its Jacobian.
+
+    Attributes:
+        flat: the sample.
+        injected: `inner` and `outer` as balls, where they are not the stored numbers.
+    """
 
     flat: Flat
+    injected: tuple[Balls, Balls] | None = None
 
     def __post_init__(self) -> None:
         with ctx.workprec(BITS):
             pairs = zip(self.flat.first.flatten().tolist(), self.flat.second.flatten().tolist(), strict=True)
             size = self.flat.size
             self.matrix = arb_mat(size, size, [arb(a) * arb(b) for a, b in pairs])
-        self.inner = [arb(value) for value in self.flat.inner.tolist()]
-        self.outer = [arb(value) for value in self.flat.outer.tolist()]
+        stored = [[arb(value) for value in part.tolist()] for part in (self.flat.inner, self.flat.outer)]
+        self.inner, self.outer = self.injected or (stored[0], stored[1])
 
     def __call__(self, z: Balls) -> Balls:
         """`f(z)`."""
@@ -113,7 +119,7 @@ class ExactMap:
         assert p is not None
         phi = self._norm(part)
         if not math.isinf(p):
-            return [_power(value / phi, p - 1) for value in part]
+            return [value.sgn() * _power(abs(value) / phi, p - 1) for value in part]
         active = [not value < phi for value in part]
         if sum(active) == 1:
             return [arb(1) if here else arb(0) for here in active]
