@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/certificate_cost.py --out benchmarks/results/certificate_cost.json
 
 Dense layers in float32: `tanh(W z) + 0.1 + relu(U x + c)` with `W >= 0` (solved by the default solver to its default
-guaranteed error), and `tanh(W z) + 1.2 + relu(U x + c)` with small signed `W`. "structural" is `certify(layer)`, for every
-input; "enclosure" is `certify(layer.bind(x), conditions="enclosure")`, per sample. Medians of interleaved repetitions.
+guaranteed error), and `tanh(W z) + 1.2 + relu(U x + c)` with small signed `W`. "structural" is `certify(layer)`, for
+every input; "enclosure" is `certify(layer.bind(x), conditions="enclosure")`, per sample. Medians of interleaved
+repetitions.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py --layers 60 --out benchmarks/results/coverage.json
 
-Layers `tanh(W z) + 1.2 + y` with Gaussian `W` of standard deviation `scale / sqrt(n)` and `y = |N(0, 1)|`, one input each, in
-float64. A layer counts as empirically unique when damped iterations and Newton's method from 64 starts all end in the same
-fixed point; the shares are of these layers. "best single" is the largest share of one condition, per scale and size; the
-engine is never below it, and lies above it where different layers are certified by different conditions.
+Layers `tanh(W z) + 1.2 + y` with Gaussian `W` of standard deviation `scale / sqrt(n)` and `y = |N(0, 1)|`, one input
+each, in float64. A layer counts as empirically unique when damped iterations and Newton's method from 64 starts all end
+in the same fixed point; the shares are of these layers. "best single" is the largest share of one condition, per scale
+and size; the engine is never below it, and lies above it where different layers are certified by different conditions.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def fixed_points(bound: sd.BoundMap, seed: int) -> int:
     return len(kept)
 
 
-def study(size: int, scale: float, layers: int) -> dict[str, object]:
+def study(size: int, scale: float, layers: int) -> dict[str, Any]:
     certified = dict.fromkeys([*CONDITIONS, "engine"], 0)
     unique = wrong = 0
     for number in range(layers):
@@ -82,11 +83,11 @@ def seed_of(size: int, scale: float, number: int) -> int:
     return (size * 1009 + int(100 * scale)) * 100_003 + number
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     names = [*CONDITIONS, "engine"]
     lines = ["| n | scale | unique | " + " | ".join(names) + " |", "| --- " * (3 + len(names)) + "|"]
     for row in rows:
-        shares = [f"{100 * row['certified'][name] / max(row['unique'], 1):.0f}" for name in names]  # type: ignore[index]
+        shares = [f"{100 * row['certified'][name] / max(row['unique'], 1):.0f}" for name in names]
         lines.append(f"| {row['size']} | {row['scale']} | {row['unique']} | " + " | ".join(shares) + " |")
     return "\n".join(lines)
 
