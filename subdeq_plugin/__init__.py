@@ -4,11 +4,33 @@ Importing the package registers its solvers, its certified core and its weight c
 """
 
 from .activations import Activation, activation_names, register_activation
-from .certificates import Certificate, Check, GradientBound, Robustness, certify, lipschitz_bound, robust_radius
+from .certificates import (
+    Advice,
+    Certificate,
+    Check,
+    Evidence,
+    GradientBound,
+    Robustness,
+    advise,
+    certify,
+    falsify,
+    lipschitz_bound,
+    robust_radius,
+)
 from .degrees import POSITIVE, REALS, Degree, Interval
 from .errors import SubdeqError
 from .integration import CertifiedDEQ, SubDEQ, deq_settings, parse_solver, register, solve, solver
-from .layers import BoundMap, MapSpec, SubhomConv2d, SubhomGraph, SubhomLayer, SubhomLinear
+from .layers import (
+    BoundMap,
+    Inject,
+    MapSpec,
+    Normalize,
+    Pointwise,
+    SubhomConv2d,
+    SubhomGraph,
+    SubhomLayer,
+    SubhomLinear,
+)
 from .metrics import hilbert, thompson
 from .result import Solution, Status
 
@@ -16,14 +38,19 @@ __all__ = [
     "POSITIVE",
     "REALS",
     "Activation",
+    "Advice",
     "BoundMap",
     "Certificate",
     "CertifiedDEQ",
     "Check",
     "Degree",
+    "Evidence",
     "GradientBound",
+    "Inject",
     "Interval",
     "MapSpec",
+    "Normalize",
+    "Pointwise",
     "Robustness",
     "Solution",
     "Status",
@@ -34,8 +61,10 @@ __all__ = [
     "SubhomLayer",
     "SubhomLinear",
     "activation_names",
+    "advise",
     "certify",
     "deq_settings",
+    "falsify",
     "hilbert",
     "lipschitz_bound",
     "parse_solver",

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from .errors import DomainError, ShapeError
 
-__all__ = ["autocast_dtype", "autocast_off", "check_floating", "check_nonempty", "check_positive", "check_shape"]
+__all__ = [
+    "autocast_dtype",
+    "autocast_off",
+    "check_floating",
+    "check_nonempty",
+    "check_positive",
+    "check_shape",
+    "cpu_default",
+]
 
 
 def check_floating(name: str, value: object) -> Tensor:
@@ -60,6 +68,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         if kind == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def cpu_default() -> contextlib.AbstractContextManager[object]:
+    """A context in which new tensors go to the CPU, whatever `torch.set_default_device` says."""
+    # The context costs time at every call of torch, so it is entered only where it changes something.
+    return contextlib.nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
 
 
 def autocast_off(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -212,7 +212,7 @@ store(
     ScalarFunction(
         "leaky_relu",
         lambda t: F.leaky_relu(t, _SLOPE),
-        lambda t: torch.where(t > 0, 1.0, _SLOPE).to(t.dtype),
+        lambda t: torch.where(t > 0, torch.ones_like(t), torch.full_like(t, _SLOPE)),
         (
             Piece(-_INF, 0.0, lambda t: _SLOPE * t, lambda edge, shift: _UNBOUNDED),
             Piece(0.0, _INF, _identity, _linear_tail),

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._shapes import cpu_default
 from ..errors import CertificateError
 from ..metrics import Contraction, iterations_for
 from .gradient import GradientBound, gradient_bound
 from .intervals import Box
-from .posterior import error_bound, error_interval, first_step
+from .ownmap import OwnMap
+from .posterior import BoxMap, error_bound, error_interval, first_step
 from .proof import Check, Proof
 from .subject import Subject
 
@@ -64,13 +66,13 @@ class Certificate:
     proven: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool), compare=False)
     skipped: tuple[str, ...] = ()
     _search: Search | None = field(default=None, repr=False, compare=False)
-    _subject: Subject | None = field(default=None, repr=False, compare=False)
+    _subject: Subject | OwnMap | None = field(default=None, repr=False, compare=False)
     proofs: tuple[Proof, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(
         cls,
-        subject: Subject,
+        subject: Subject | OwnMap,
         checks: tuple[Check, ...],
         proofs: tuple[Proof, ...],
         search: Search,
@@ -80,15 +82,17 @@ class Certificate:
         proven = torch.zeros(subject.samples, dtype=torch.bool)
         for proof in proofs:
             proven = proven | proof.proven
-        unique = bool(proven.all())
-        main = proofs[0] if unique else None
+        unique = bool(proofs) and bool(proven.all())
+        needed = _needed(proofs) if unique else ()
+        # A degree and a rate are claimed only if one proof covers every sample.
+        main = needed[0] if len(needed) == 1 else None
         return cls(
             unique=unique,
-            theorem=None if main is None else " or ".join(dict.fromkeys(proof.theorem for proof in _needed(proofs))),
-            mu=mu if main is None else main.mu,
+            theorem=" or ".join(dict.fromkeys(proof.theorem for proof in needed)) or None,
+            mu=main.mu if main is not None else mu if not unique else None,
             rate=None if main is None else main.largest_rate,
             metric=proofs[0].metric if proofs else None,
-            scope=subject.scope if not proofs else proofs[0].scope,
+            scope="; or ".join(dict.fromkeys(proof.scope for proof in needed or proofs[:1])) or subject.scope,
             checks=checks,
             proven=proven,
             skipped=tuple(name for name in search.names if name not in search.tried),
@@ -107,7 +111,7 @@ class Certificate:
     @property
     def contraction(self) -> Contraction | None:
         """The proven contraction of plain iteration, for solvers; None without one."""
-        return self.proofs[0].contraction if self.unique else None
+        return None if self.rate is None else self.proofs[0].contraction
 
     @property
     def enclosure(self) -> Box | None:
@@ -116,7 +120,7 @@ class Certificate:
         For a normalised map, every nonnegative fixed point.
         """
         subject = self._subject
-        boxes = None if subject is None or subject.bound is None else subject.boxes
+        boxes = subject.boxes if isinstance(subject, Subject) and subject.bound is not None else None
         return None if boxes is None else boxes.box
 
     def error_bound(self, z: Tensor, x: Any = None) -> Tensor:
@@ -142,16 +146,8 @@ class Certificate:
             DomainError: an entry of `z` is not positive, for a map of positive states.
         """
         certificate = self._with_input(x, "error_bound(z, x=...)")
-        function = certificate._known().interval
-        if not certificate.proofs:
-            return error_bound(function, None, z)
-        main, *others = certificate.proofs
-        error = error_bound(function, main, z)
-        for proof in others:
-            # Samples that only another condition proves: its box or ball, measured in the main proof's metric.
-            if bool((error.isinf() & proof.proven.to(error.device)).any()):
-                error = torch.fmin(error, error_bound(function, proof, z, metric=main))
-        return error
+        with cpu_default():
+            return _error_bound(certificate._function(), certificate.proofs, z)
 
     def error_interval(self, z: Tensor, x: Any = None) -> tuple[Tensor, Tensor]:
         """Entrywise bounds `lo <= z* <= hi` of the fixed point, from everything that is proven and the state `z`.
@@ -169,7 +165,8 @@ class Certificate:
             DomainError: an entry of `z` is not positive, for a map of positive states.
         """
         certificate = self._with_input(x, "error_interval(z, x=...)")
-        box = error_interval(certificate._known().interval, certificate.proofs, z)
+        with cpu_default():
+            box = error_interval(certificate._function(), certificate.proofs, z)
         return box.lo, box.hi
 
     def gradient_bound(
@@ -194,12 +191,12 @@ class Certificate:
         """
         certificate = self._with_input(x, "gradient_bound(z, cotangent, x=...)")
         function = certificate._known().interval
-        box = error_interval(function, certificate.proofs, z)
         given = []
         for name, value in (("cotangent", cotangent), ("adjoint", adjoint)):
             if value is not None:
                 given.append(function.bound.check_state(name, value).detach().to("cpu", torch.float64))
-        with torch.no_grad():
+        with torch.no_grad(), cpu_default():
+            box = error_interval(function, certificate.proofs, z)
             return gradient_bound(
                 function, box, z.detach().to("cpu", torch.float64), given[0], given[1] if len(given) > 1 else None
             )
@@ -225,7 +222,7 @@ class Certificate:
         if self.rate is None:
             why = "; ".join(self.reasons) or f"{self.theorem!r} proves no rate of the plain iteration"
             raise CertificateError(f"no number of iterations is guaranteed: {why}")
-        if first_step is None and x is None and self._known().bound is None:
+        if first_step is None and x is None and isinstance(self._subject, Subject) and self._subject.bound is None:
             if self.proofs[0].confined:
                 raise CertificateError("the rate holds among states that the map can output; certify with x.")
             return iterations_for(eps, self.rate, 1 - self.rate)  # rate**k <= eps
@@ -233,18 +230,28 @@ class Certificate:
             certificate = self._with_input(x, "iterations_for(eps, x=...)")
             if certificate.rate is None:
                 raise CertificateError("no number of iterations is guaranteed: " + "; ".join(certificate.reasons))
-            subject = certificate._known()
-            if subject.state_shape is None:
+            subject = certificate._subject
+            if isinstance(subject, Subject) and subject.state_shape is None:
                 raise CertificateError("this map has no injection that would tell the state's shape; pass first_step.")
-            return iterations_for(eps, certificate.rate, _first(subject, certificate))
+            return iterations_for(eps, certificate.rate, _first(certificate))
         return iterations_for(eps, self.rate, first_step)
 
     def _known(self) -> Subject:
         if self._subject is None:
             raise CertificateError("this certificate was not made by certify: it holds no map.")
+        if isinstance(self._subject, OwnMap):
+            raise CertificateError("this certificate is of a map of your own; this is known for layers only.")
         return self._subject
 
+    def _function(self) -> BoxMap:
+        """The map on boxes."""
+        return self._subject if isinstance(self._subject, OwnMap) else self._known().interval
+
     def _with_input(self, x: Any, call: str) -> Certificate:
+        if isinstance(self._subject, OwnMap):
+            if x is not None:
+                raise CertificateError("this certificate is of a map of your own, which has no further input; omit x.")
+            return self
         subject = self._known()
         if x is not None:
             if subject.layer is None:
@@ -308,5 +315,18 @@ def _needed(proofs: tuple[Proof, ...]) -> tuple[Proof, ...]:
     return proofs
 
 
-def _first(subject: Subject, certificate: Certificate) -> float:
-    return first_step(subject.interval, certificate.proofs[0])
+def _first(certificate: Certificate) -> float:
+    with cpu_default():
+        return first_step(certificate._function(), certificate.proofs[0])
+
+
+def _error_bound(function: BoxMap, proofs: tuple[Proof, ...], z: Tensor) -> Tensor:
+    """By the strongest proof; samples that only another one covers are measured in the same metric."""
+    if not proofs:
+        return error_bound(function, None, z)
+    main, *others = proofs
+    error = error_bound(function, main, z)
+    for proof in others:
+        if bool((error.isinf() & proof.proven.to(error.device)).any()):
+            error = torch.fmin(error, error_bound(function, proof, z, metric=main))
+    return error

@@ -84,7 +84,8 @@ def _largest_slope(subject: Subject) -> float:
 
 
 def _every_state(subject: Subject) -> str:
-    return f"{subject.scope}; every state on which the map is defined"
+    reach = "" if subject.activation.function.accurate else " in the range of a double"
+    return f"{subject.scope}; every state on which the map is defined{reach}"
 
 
 def _one(value: float) -> Tensor:
@@ -130,8 +131,7 @@ def _collatz(subject: Subject, *, measured: bool) -> tuple[float, Tensor]:
     absolute, shape, diagonal = subject.magnitude
     slope, terms = _largest_slope(subject), absolute.terms() + 8
     own = diagonal.reshape(1, -1)
-    slack = gamma(terms)
-    pivot = (1 - slope * own * (1 + slack * own.sign())) * (1 - slack)
+    slack, pivot = gamma(terms), _pivot(subject, own)
 
     def product(v: Tensor) -> Tensor:
         total = absolute(v.reshape(shape)).reshape(1, -1)
@@ -143,6 +143,12 @@ def _collatz(subject: Subject, *, measured: bool) -> tuple[float, Tensor]:
         return math.inf, torch.ones_like(own)
     rho, vector = perron_bound(product, torch.ones(1, own.shape[1], dtype=torch.float64), terms)
     return float(rho[0]), vector
+
+
+def _pivot(subject: Subject, diagonal: Tensor) -> Tensor:
+    """`1 - L A_ii`, rounded down."""
+    slack = gamma(8)
+    return (1 - _largest_slope(subject) * diagonal * (1 + slack * diagonal.sign())) * (1 - slack)
 
 
 def _weights(subject: Subject, vector: Tensor) -> Tensor:
@@ -194,9 +200,8 @@ def matrix_measure(subject: Subject) -> Outcome:
     if value >= 1:
         return Outcome(checks)
     assert subject.magnitude is not None
-    own = subject.magnitude[2]
     # |e_i| <= |r_i| / (1 - d A_ii) + q v_i |e|_v, and 1 / (1 - d A_ii) is largest at d = L, or at 0.
-    lead = float((1 / (1 - _largest_slope(subject) * own.clamp(min=0))).max()) * (1 + 2.0**-40)
+    lead = float((1 / _pivot(subject, subject.magnitude[2].clamp(min=0))).max()) * (1 + 2.0**-40)
     proof = Proof(
         name,
         "linf",

@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._shapes import cpu_default
 from ..errors import OptionError, unknown_name
 from ..layers import BoundMap, SubhomLayer
+from ..layers.operators import GraphOperator
 from .base import Certificate, Search
 from .box import bounded_box
+from .composed import Map, certify_map, is_own_map
 from .concave import concave
 from .conditions import matrix_measure, monotone, norm, spectral_radius
+from .intervals import Box
 from .newton import LARGEST, regular_boxes
 from .proof import Check, Outcome, Proof
-from .structural import subhomogeneous
+from .structural import definition, subhomogeneous
 from .subject import Subject
 
 __all__ = ["CONDITIONS", "certify", "recertify"]
@@ -95,14 +99,17 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def certify(
-    target: nn.Module | BoundMap, x: Any = None, *, conditions: str | Sequence[str] | None = None
+    target: nn.Module | BoundMap | Map, x: Any = None, *, conditions: str | Sequence[str] | None = None
 ) -> Certificate:
     """Prove that the fixed point of a layer exists and is unique, or say what is missing.
 
     Args:
-        target: a subhomogeneous layer, a module that contains exactly one, or a `BoundMap`.
+        target: a subhomogeneous layer, a module that contains exactly one, or a `BoundMap`; or a map of your own
+            that contains none, an `nn.Sequential` of known pieces (see `docs/any-map.md`) or any callable `z -> f(z)`.
+            Nothing is proven of a callable that is no such sequence: it is searched for a second fixed point.
         x: the layer's input. Without it the certificate covers every input; with it, the certificate is about these
-            samples, each by itself, with the injection's exact value enclosed.
+            samples, each by itself, with the injection's exact value enclosed. For a map of your own, an example state
+            `z (B, ...)`: it tells the shape and dtype, and is the first start of a search.
         conditions: names of the sufficient conditions to try (`CONDITIONS`), "all" for every one of them, or None for
             the cheapest first until every sample is proven.
 
@@ -118,23 +125,32 @@ def certify(
     if isinstance(target, BoundMap):
         if x is not None:
             raise OptionError("x was given, but a BoundMap has its input already; leave x out.")
-        with torch.no_grad():
+        with torch.no_grad(), cpu_default():
             subject, stop = Subject(None, _snapshot(target)), conditions is None
             return _run(subject, names, stop=stop)
+    if x is not None and is_own_map(target):
+        return certify_map(target, x, names)
     layer = _only_layer(target)
     return recertify(layer, x, names, stop=conditions is None)
 
 
 def recertify(layer: SubhomLayer, x: Any, names: tuple[str, ...], *, stop: bool) -> Certificate:
     """Try the named conditions on the layer's present weights; `stop`: only until every sample is proven."""
-    with torch.no_grad():
-        bound = None if x is None else _snapshot(layer.bind(x))
-        return _run(Subject(layer, bound, x), names, stop=stop)
+    with torch.no_grad(), cpu_default():
+        if x is None:
+            return _run(Subject(layer, None), names, stop=stop)
+        # Both are taken now: later training steps, or changes of x in place, must not reach the certificate.
+        bound, injected = _snapshot(layer.bind(x)), Box(*layer.injection_interval(x))
+        return _run(Subject(layer, bound, injected, x), names, stop=stop)
 
 
 def _snapshot(bound: BoundMap) -> BoundMap:
     """A copy that later training steps cannot change."""
-    return bound.with_tensors([part.detach().clone() for part in bound.tensors])
+    copy = bound.with_tensors([part.detach().clone() for part in bound.tensors])
+    operator = copy.operator
+    if isinstance(operator, GraphOperator):
+        copy = replace(copy, operator=replace(operator, propagation=operator.propagation.clone()))
+    return copy
 
 
 def _names(conditions: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -149,12 +165,16 @@ def _names(conditions: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _only_layer(target: object) -> SubhomLayer:
     if not isinstance(target, nn.Module):
-        raise OptionError(f"target must be a layer, a module with one, or a BoundMap, got {type(target).__name__}.")
+        raise OptionError(
+            f"target must be a layer, a module with one, or a BoundMap, got {type(target).__name__}; "
+            "certify a map of your own with an example state: certify(map, z)."
+        )
     layers = [module for module in target.modules() if isinstance(module, SubhomLayer)]
     if len(layers) != 1:
         raise OptionError(
             f"target must contain exactly one subhomogeneous layer, {type(target).__name__} contains {len(layers)} "
-            f"({', '.join(type(layer).__name__ for layer in layers) or 'none'}); certify each layer by itself."
+            f"({', '.join(type(layer).__name__ for layer in layers) or 'none'}); certify each layer by itself, "
+            "and a map of your own with an example state: certify(map, z)."
         )
     return layers[0]
 
@@ -165,9 +185,10 @@ def _run(subject: Subject, names: tuple[str, ...], *, stop: bool) -> Certificate
     proofs: list[Proof] = []
     tried: list[str] = []
     mu: float | None = None
+    faults = definition(subject)
+    if faults:  # weights that are no numbers, or shapes that do not fit: nothing can be computed
+        return Certificate.of(subject, faults, (), Search(names, stop, ()), None)
     for name in names:
-        if tried and not _sound(checks):
-            break  # weights that are no numbers, or shapes that do not fit: nothing else can be computed
         outcome = CONDITIONS[name](subject)
         mu = outcome.mu if mu is None else mu
         tried.append(name)
@@ -196,12 +217,6 @@ def _finite_samples(subject: Subject) -> Tensor | None:
 def _without(proof: Proof, finite: Tensor | None) -> Proof:
     """The proof without the samples that have no finite injection: those define no map."""
     return proof if finite is None else replace(proof, factor=torch.where(finite, proof.factor, torch.inf))
-
-
-def _sound(checks: list[Check]) -> bool:
-    """Whether the map is one at all."""
-    fatal = ("weights are finite", "the map sends states to states")
-    return all(check.passed for check in checks if check.name in fatal)
 
 
 def _proven(proofs: Sequence[Proof]) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..layers import Normalizer
 from ..layers.operators import DenseOperator, GraphOperator, Operator
-from .intervals import ELEMENTARY_UNITS, UNIT, Box, IntervalMap, LinearMap, gamma
+from .intervals import ELEMENTARY_UNITS, UNIT, Box, IntervalMap, LinearMap, gamma, norm_bounds
 from .local import Local
 from .newton import LARGEST, precondition
 from .spectral import perron_bound
@@ -75,7 +75,7 @@ def _product(first: Box, second: Box) -> Box:
 def _terms_transposed(operator: Operator) -> int:
     """How many products an entry of the transposed product sums, at most."""
     if isinstance(operator, GraphOperator):
-        counts = torch.bincount(operator.propagation.matrix.col_indices())
+        counts = torch.bincount(operator.propagation.matrix.col_indices(), minlength=1)
         return int(counts.max()) + (0 if operator.weight is None else operator.weight.shape[0])
     return operator.weight.shape[0] if isinstance(operator, DenseOperator) else operator.terms()
 
@@ -121,10 +121,8 @@ class _Adjoint:
 
     def _inverse_norm(self, normalizer: Normalizer) -> Box:
         value = self.local.value
-        slack = (normalizer.group_size(value.lo.shape) + 2 * ELEMENTARY_UNITS + 8) * UNIT
-        low, high = normalizer.norm(value.lo.clamp(min=0)), normalizer.norm(value.hi)
-        lo = (1 / high * (1 - slack)).expand_as(value.lo)
-        return Box.outward(lo, (1 / low * (1 + slack)).expand_as(value.lo))
+        phi = norm_bounds(normalizer, value)
+        return Box.outward((1 / phi.hi).expand_as(value.lo), (1 / phi.lo).expand_as(value.lo))
 
     def inner(self, u: Box) -> Box:
         """The cotangent of the activation's argument."""
@@ -242,9 +240,11 @@ def _weights(function: IntervalMap, u: Box, z: Box) -> list[Box]:
 
     def summed(part: Operator) -> Callable[[Tensor, Tensor], list[Tensor]]:
         def gradient(left: Tensor, right: Tensor) -> list[Tensor]:
-            with torch.enable_grad():
-                leaves = tuple(tensor.detach().requires_grad_() for tensor in part.tensors)
-                return list(torch.autograd.grad((part.with_tensors(leaves)(right) * left).sum(), leaves))
+            # Clones taken outside inference mode are ordinary tensors, even of inference tensors.
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in part.tensors)
+                product = part.with_tensors(leaves)(right.clone()) * left.clone()
+                return list(torch.autograd.grad(product.sum(), leaves))
 
         return gradient
 

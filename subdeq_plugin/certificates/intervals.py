@@ -13,20 +13,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..degrees import REALS
-from ..layers import BoundMap, Normalizer, SubhomLayer
+from ..layers import BoundMap, Normalizer
 from ..layers.operators import GraphOperator, Operator
 
-__all__ = ["ELEMENTARY_UNITS", "UNIT", "Box", "IntervalMap", "LinearMap", "gamma", "nudge"]
+__all__ = ["ELEMENTARY_UNITS", "UNIT", "Box", "IntervalMap", "LinearMap", "gamma", "norm_bounds", "nudge"]
 
 UNIT = 2.0**-53
 ELEMENTARY_UNITS = 64  # an elementary function of torch is taken to be accurate to 32 ulp, 64 times `UNIT`
 _SUBNORMAL = 2.0**-1022  # more than a product loses by gradual underflow
+_FEW_SUBNORMALS = 2.0**-1060  # more than the rounding of a handful of subnormal results
 
 
 def gamma(terms: int) -> float:
@@ -127,6 +127,22 @@ def _underflow(operator: Operator, terms: int) -> float:
     return terms * _SUBNORMAL * (1.0 if weight is None else 1.0 + float(weight.abs().sum()))
 
 
+def norm_bounds(normalizer: Normalizer, box: Box) -> Box:
+    """Bounds of `phi(F)` for all `F >= 0` of a box, with the grouped dimensions kept at size 1."""
+    lo = _norm_of(normalizer, box.lo.clamp(min=0), -1.0)
+    return Box(torch.where(lo > 2.0**-900, lo, 0.0), _norm_of(normalizer, box.hi, 1.0))
+
+
+def _norm_of(normalizer: Normalizer, value: Tensor, side: float) -> Tensor:
+    top = value.amax(dim=normalizer.dims, keepdim=True)
+    if math.isinf(normalizer.p):
+        return top
+    # The largest entry is scaled to 1: no power overflows, and one that underflows does not matter beside it.
+    slack = 4 * (normalizer.group_size(value.shape) + 4 * ELEMENTARY_UNITS + 2 * normalizer.p + 8) * UNIT
+    total = ((value / top) ** normalizer.p).sum(dim=normalizer.dims, keepdim=True)
+    return torch.where(top > 0, top * total ** (1 / normalizer.p) * (1 + side * slack), 0.0)
+
+
 def _normalized(normalizer: Normalizer, box: Box) -> Box:
     """`F / phi(F)` for all `F` of a box: an entry grows with its own numerator and shrinks with every other one."""
     dims = normalizer.dims
@@ -148,8 +164,10 @@ def _normalized(normalizer: Normalizer, box: Box) -> Box:
         smallest = low_power.sum(dim=dims, keepdim=True)
         largest = (high**p).sum(dim=dims, keepdim=True)
         below = low / (largest * (1 + slack) - gap) ** (1 / p) * (1 - slack)
-        above = high / ((smallest + gap) * (1 - slack)) ** (1 / p) * (1 + slack)
-    bounds = Box.outward(below, above)
+        # A power that underflows is missed by at most the absolute term.
+        least = ((smallest + gap) * (1 - slack) - 2.0**-1000).clamp(min=0)
+        above = torch.where(least > 0, high / least ** (1 / p) * (1 + slack), 1.0)
+    bounds = Box.outward(below - _FEW_SUBNORMALS, above + _FEW_SUBNORMALS)
     known = Box(bounds.lo.clamp(min=0), bounds.hi.clamp(max=1))
     sensible = (box.lo >= 0).all(dim=dims, keepdim=True) & hi.isfinite().all(dim=dims, keepdim=True)
     return Box(torch.where(sensible, known.lo, -torch.inf), torch.where(sensible, known.hi, torch.inf))
@@ -174,23 +192,11 @@ class IntervalMap:
             object.__setattr__(self, "_absolute", self.bound.operator.absolute())
 
     @classmethod
-    def of(cls, bound: BoundMap) -> IntervalMap:
-        """The map that the bound map's own tensors define."""
+    def of(cls, bound: BoundMap, injected: Box | None = None) -> IntervalMap:
+        """The map that a bound map's own tensors define, or one whose injection is only known to lie in a box."""
         exact = bound.detach().to("cpu", torch.float64)
-        inner, outer = (None if part is None else Box.point(part) for part in (exact.inner, exact.outer))
+        inner, outer = (None if part is None else injected or Box.point(part) for part in (exact.inner, exact.outer))
         return cls(exact, inner, outer)
-
-    @classmethod
-    def of_layer(
-        cls, layer: SubhomLayer, x: Any, bound: BoundMap, radius: float | Tensor = 0.0, norm: float = math.inf
-    ) -> IntervalMap:
-        """The map that the layer's parameters define in exact arithmetic for the input as given.
-
-        With a radius, the boxes hold the injections of every input within it, in the norm of exponent 2 or infinity.
-        """
-        exact = bound.detach().to("cpu", torch.float64)
-        box = Box(*layer.injection_interval(x, radius, norm))
-        return cls(exact, box if bound.inner is not None else None, box if bound.outer is not None else None)
 
     @cached_property
     def nonnegative(self) -> bool:

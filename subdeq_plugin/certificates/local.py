@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .intervals import Box, IntervalMap, gamma
+from .intervals import Box, IntervalMap, gamma, norm_bounds
 
 __all__ = ["Local"]
 
@@ -81,7 +81,7 @@ class Local:
             inner = torch.where(candidates, grouped, 0.0).amax(dim=normalizer.dims, keepdim=True)
         else:
             inner = (self.image.hi ** (normalizer.p - 1) * grouped).sum(dim=normalizer.dims, keepdim=True)
-        phi = normalizer.norm(self.value.lo.clamp(min=0))
+        phi = norm_bounds(normalizer, self.value).lo
         return function.flat((grouped + self.image.hi * inner) / phi)
 
     @property

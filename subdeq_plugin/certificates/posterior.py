@@ -8,6 +8,7 @@ outside the domain is moved to its nearest point, and the way there is added.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +16,61 @@ from torch import Tensor
 from .._shapes import check_nonempty, check_positive
 from ..activations.base import TINY
 from ..errors import CertificateError
+from ..layers import Normalizer
 from ..metrics import METRICS
-from .intervals import ELEMENTARY_UNITS, UNIT, Box, IntervalMap, gamma
+from .intervals import ELEMENTARY_UNITS, UNIT, Box, gamma
 from .proof import Proof
 
-__all__ = ["error_bound", "error_interval", "first_step", "ratio_distance"]
+__all__ = ["BoxMap", "error_bound", "error_interval", "first_step", "ratio_distance"]
+
+
+class _States(Protocol):
+    """What must be known of a map's states."""
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """Of the slice that a proof in Hilbert's metric is about."""
+
+    @property
+    def sample_dims(self) -> int:
+        """How many trailing dimensions form one sample."""
+
+    @property
+    def positive(self) -> bool:
+        """Whether states are positive."""
+
+    def start(self) -> Tensor:
+        """The default start, in float64 on the CPU."""
+
+    def check_state(self, name: str, z: object) -> Tensor:
+        """`z` as a state, or `ShapeError`."""
+
+
+class BoxMap(Protocol):
+    """A map on boxes: `f = normalized o activated o argument`, each rounded outwards."""
+
+    @property
+    def bound(self) -> _States:
+        """Its states."""
+
+    def flat(self, value: Tensor) -> Tensor:
+        """A state as `(B, N)`."""
+
+    def argument(self, box: Box) -> Box:
+        """What a proof's `reach` limits."""
+
+    def activated(self, t: Box) -> Box:
+        """From the argument to the value before normalisation."""
+
+    def normalized(self, value: Box) -> Box:
+        """The value."""
+
+    def image(self, box: Box) -> Box:
+        """All three."""
+
 
 _OUTWARD = 1 + 2.0**-40  # covers the handful of roundings made in forming a bound
+_FEW_SUBNORMALS = 2.0**-1000  # and this those of results near underflow
 _LOG_SLACK = 4 * (ELEMENTARY_UNITS + 1) * UNIT  # the rounding of two logarithms of quotients
 
 
@@ -41,9 +90,12 @@ def _largest_difference(box: Box, z: Tensor) -> Tensor:
 def _norm(proof: Proof, gap: Tensor) -> Tensor:
     """The norm of an additive metric of a bound `gap (B, N)` of absolute differences, rounded up."""
     if proof.metric == "linf":
-        return (gap if proof.weights is None else gap / proof.weights).amax(dim=1) * _OUTWARD
+        return (gap if proof.weights is None else gap / proof.weights).amax(dim=1) * _OUTWARD + _FEW_SUBNORMALS
     slack = 1 + gamma(gap.shape[1])
-    return torch.linalg.vector_norm(gap, ord=1 if proof.metric == "l1" else 2, dim=1) * slack * _OUTWARD
+    top = gap.amax(dim=1)  # scaled out, so that no square under- or overflows
+    order = 1 if proof.metric == "l1" else 2
+    size = torch.linalg.vector_norm(gap / top.unsqueeze(1), ord=order, dim=1) * top
+    return torch.where(top > 0, size * slack * _OUTWARD, top) + _FEW_SUBNORMALS
 
 
 def _residual(proof: Proof, image: Box, z: Tensor) -> Tensor:
@@ -59,7 +111,7 @@ def _residual(proof: Proof, image: Box, z: Tensor) -> Tensor:
     return _norm(proof, gap.squeeze(2) * (1 + 4 * UNIT))
 
 
-def _place(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, Box]:
+def _place(function: BoxMap, proof: Proof, state: Tensor) -> tuple[Tensor, Box]:
     """The point of the proof's domain nearest to a state, and a box that holds it in exact arithmetic."""
     normalizer = function.bound.normalizer
     if proof.metric == "hilbert" and normalizer is not None:
@@ -67,7 +119,7 @@ def _place(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, 
         # power over- or underflows in the norm.
         placed = normalizer(state / state.amax(dim=normalizer.dims, keepdim=True))
         placed = torch.where(placed >= TINY, placed, torch.nan)  # near underflow the slack below does not hold
-        slack = (normalizer.group_size(state.shape) + 2 * ELEMENTARY_UNITS + 4) * UNIT * _OUTWARD
+        slack = _slice_slack(function, state)
         exact = Box(placed * (1 - slack), placed * (1 + slack))
         if proof.box is not None:
             # Moving along the ray is the only way that the metric does not see: outside the box nothing follows.
@@ -79,26 +131,32 @@ def _place(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, 
     return placed, Box.point(placed)
 
 
-def _lead(function: IntervalMap, value: Tensor) -> tuple[int, ...]:
+def _slice_slack(function: BoxMap, state: Tensor) -> float:
+    """How far, relatively, rounding leaves a state that was divided by its norm from the slice."""
+    normalizer = function.bound.normalizer
+    return 0.0 if normalizer is None else (normalizer.group_size(state.shape) + 2 * ELEMENTARY_UNITS + 4) * 2 * UNIT
+
+
+def _lead(function: BoxMap, value: Tensor) -> tuple[int, ...]:
     """The shape that makes one number per sample broadcast against a state."""
     dims = function.bound.sample_dims
     return (*value.shape[: value.dim() - dims], *[1] * dims)
 
 
-def _bound(function: IntervalMap, proof: Proof, state: Tensor) -> tuple[Tensor, Tensor]:
+def _bound(function: BoxMap, proof: Proof, state: Tensor) -> tuple[Tensor, Tensor]:
     """The guaranteed distance `(B,)` of the placed state to the fixed point, and the placed state."""
     placed, exact = _place(function, proof, state)
     argument = function.argument(exact)
     image = function.normalized(function.activated(argument))
     flat = Box(function.flat(image.lo), function.flat(image.hi))
-    error = proof.factor * _residual(proof, flat, function.flat(placed)) * _OUTWARD
+    error = proof.factor * _residual(proof, flat, function.flat(placed)) * _OUTWARD + _FEW_SUBNORMALS
     error = torch.where(function.flat(argument.hi <= proof.reach).all(dim=1), error, torch.inf)
     if proof.metric == "hilbert":
-        error = error + _LOG_SLACK  # the ray of `placed` is that of the state up to rounding
+        error = error + _LOG_SLACK + _slice_slack(function, state)  # the ray of `placed` is that of the state
     return torch.where(error.isnan(), torch.inf, error), placed
 
 
-def error_bound(function: IntervalMap, proof: Proof | None, z: Tensor, metric: Proof | None = None) -> Tensor:
+def error_bound(function: BoxMap, proof: Proof | None, z: Tensor, metric: Proof | None = None) -> Tensor:
     """Guaranteed distance of each sample of `z` to the fixed point: `(B,)` float64, on `z`'s device.
 
     Infinite where nothing is proven and for samples with NaN. Measured as `metric` does, where that is another proof
@@ -139,7 +197,7 @@ def _moved(proof: Proof, z: Tensor, placed: Tensor) -> Tensor:
     return torch.where(there, 0.0, _farthest(proof, Box.point(placed), z))
 
 
-def error_interval(function: IntervalMap, proofs: tuple[Proof, ...], z: Tensor) -> Box:
+def error_interval(function: BoxMap, proofs: tuple[Proof, ...], z: Tensor) -> Box:
     """Entrywise bounds of the fixed point, from everything that is proven, in the state's shape on the CPU."""
     state = _checked(function, z, proofs[0] if proofs else None)
     free = torch.full_like(state, torch.inf)
@@ -155,10 +213,13 @@ def error_interval(function: IntervalMap, proofs: tuple[Proof, ...], z: Tensor) 
             known = known & Box(torch.where(lost, -torch.inf, found.lo), torch.where(lost, torch.inf, found.hi))
         # The fixed point is its own image: one more application can only sharpen the bounds.
         finite = known.lo.isfinite() & known.hi.isfinite()
-        return known & function.image(known) if bool(finite.all()) and proofs else known
+        known = known & function.image(known) if bool(finite.all()) and proofs else known
+        # A box can only be empty if something went wrong near underflow: then nothing is known.
+        empty = (function.flat(known.lo) > function.flat(known.hi)).any(dim=1).reshape(_lead(function, state))
+        return Box(torch.where(empty, -torch.inf, known.lo), torch.where(empty, torch.inf, known.hi))
 
 
-def _around(function: IntervalMap, proof: Proof, placed: Tensor, error: Tensor) -> Box:
+def _around(function: BoxMap, proof: Proof, placed: Tensor, error: Tensor) -> Box:
     """The states within a distance `error (B,)` of `placed`, as a box."""
     flat, wide = function.flat(placed), error.unsqueeze(1)
     if proof.metric in METRICS:
@@ -172,7 +233,7 @@ def _around(function: IntervalMap, proof: Proof, placed: Tensor, error: Tensor) 
     return Box.outward(lo.reshape(placed.shape), hi.reshape(placed.shape))
 
 
-def _checked(function: IntervalMap, z: Tensor, proof: Proof | None) -> Tensor:
+def _checked(function: BoxMap, z: Tensor, proof: Proof | None) -> Tensor:
     function.bound.check_state("z", z)
     check_nonempty("z", z)
     if function.bound.positive and (proof is None or proof.metric in METRICS):
@@ -180,7 +241,7 @@ def _checked(function: IntervalMap, z: Tensor, proof: Proof | None) -> Tensor:
     return z.detach().to("cpu", torch.float64)
 
 
-def first_step(function: IntervalMap, proof: Proof) -> float:
+def first_step(function: BoxMap, proof: Proof) -> float:
     """The `d` for which `rate**k / (1 - rate) * d` bounds the distance after `k` steps from the start of ones.
 
     That is the largest distance over the samples from the start to its image, with its rounding added. In Hilbert's
@@ -204,5 +265,7 @@ def first_step(function: IntervalMap, proof: Proof) -> float:
         if not math.isfinite(step):
             raise CertificateError("the first step from ones leaves the range of a double; pass first_step.")
         if proof.metric == "hilbert":
-            step += (1 - rate) * (float((start / placed).log().abs().max()) + _LOG_SLACK)
+            step += (1 - rate) * (float((start / placed).log().abs().max()) + _LOG_SLACK) + _slice_slack(
+                function, start
+            )
         return step * _OUTWARD

@@ -95,7 +95,10 @@ class Proof:
         def distance(x: Tensor, y: Tensor) -> Tensor:
             gap = (x - y).abs()
             if metric == "linf":
-                return (gap if weights is None else gap / weights.to(gap)).amax(dim=1)
+                if weights is None:
+                    return gap.amax(dim=1)
+                # Where no image size was known the weights are those of the channels.
+                return (gap / weights.to(gap).repeat_interleave(gap.shape[1] // weights.shape[1], dim=1)).amax(dim=1)
             return torch.linalg.vector_norm(gap, ord=1 if metric == "l1" else 2, dim=1)
 
         return Contraction(rate, metric, distance)

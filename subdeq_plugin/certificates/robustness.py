@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._shapes import check_floating, check_shape
+from .._shapes import check_floating, check_shape, cpu_default
 from ..degrees import POSITIVE
 from ..errors import CertificateError, OptionError, ShapeError
 from ..layers import SubhomLayer
@@ -130,7 +130,7 @@ def robust_radius(
     certificate = certify(layer, x)
     if not bool(certificate.proven.any()):
         raise CertificateError("no radius is proven: " + "; ".join(certificate.reasons))
-    with torch.no_grad():
+    with torch.no_grad(), cpu_default():
         bound = layer.bind(x)
         state = bound.check_state("z", z).detach().to("cpu", torch.float64)
         readout = _ReadOut.of(head, state, bound.sample_dims)
@@ -208,11 +208,13 @@ class _Search:
         solver_error: float,
     ) -> None:
         self._layer, self._x, self._norm, self._state = layer, x, norm, state
-        # Proofs on a box of this input's own say nothing of its neighbours; nor do theorems A and B, where these may
-        # have negative injections.
+        # A proof on a box of this input's own, or up to some argument of the activation, says nothing of neighbours;
+        # nor do theorems A and B where these may have negative injections.
         free = layer.injection_map == "identity"
         self._proofs = tuple(
-            proof for proof in proofs if proof.box is None and not (free and proof.theorem in ("A", "B"))
+            proof
+            for proof in proofs
+            if proof.box is None and math.isinf(proof.reach) and not (free and proof.theorem in ("A", "B"))
         )
         self._readout, self._solver_error = readout, solver_error
         self._bound = layer.bind(x).detach()
@@ -221,7 +223,8 @@ class _Search:
         """`(B,)` bool: the class is certain within the radius of each sample."""
         dims = self._bound.sample_dims
         wide = radius.reshape(*self._state.shape[: self._state.dim() - dims], *[1] * dims)
-        function = IntervalMap.of_layer(self._layer, self._x, self._bound, wide, self._norm)
+        injected = Box(*self._layer.injection_interval(self._x, wide, self._norm))
+        function = IntervalMap.of(self._bound, injected)
         box = invariant_box(function)
         if self._proofs:
             ball = error_interval(function, self._proofs, self._state)
@@ -238,6 +241,7 @@ class _Search:
             if moved <= 1e-3 * float((fresh.hi - fresh.lo).abs().max()):
                 break
         lo, hi = function.flat(start.lo), function.flat(start.hi)
+        usable &= (lo <= hi).all(dim=1)
         if self._solver_error > 0:
             grow = math.exp(self._solver_error) * (1 + 2.0**-40)
             pair = torch.stack([lo * grow, lo / grow, hi * grow, hi / grow])

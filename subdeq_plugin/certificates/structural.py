@@ -12,6 +12,7 @@ For `W >= 0` and `b >= 0` the argument of the activation is `t >= (W z)_i > 0`, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,7 +28,7 @@ from .intervals import Box
 from .proof import Check, Outcome, Proof, reciprocal_gap
 from .subject import Subject
 
-__all__ = ["subhomogeneous"]
+__all__ = ["definition", "subhomogeneous"]
 
 # Without an input, a layer whose activation is proven only in the range of a double is certified for injections up to:
 _ASSUMED_INJECTION = 1e300
@@ -39,6 +40,19 @@ def subhomogeneous(subject: Subject) -> Outcome:
         return _certify_bound(subject, subject.bound)
     assert subject.layer is not None
     return _certify_layer(subject.layer)
+
+
+def definition(subject: Subject) -> tuple[Check, ...]:
+    """What is wrong with the numbers that define the map; empty where they define one, whatever can be proven of it."""
+    if subject.bound is None:
+        assert subject.layer is not None
+        structure = subject.layer.structure()
+        checks = [*_weight_checks(structure), *_injection_checks_unseen(subject.layer)]
+    else:
+        shapes = _shape_check(subject.bound)
+        checks = [shapes, *_weight_checks(Structure(subject.bound.operator.coefficients(), "", None))]
+    needed = ("the map sends states to states", "weights are finite", "injection's parameters are finite")
+    return tuple(replace(check, condition="map") for check in checks if check.name in needed and not check.passed)
 
 
 def _certify_layer(layer: SubhomLayer) -> Outcome:
@@ -86,6 +100,11 @@ def _injections(subject: Subject, bound: BoundMap) -> dict[str, Box]:
 def _shape_check(bound: BoundMap) -> Check:
     """A map built by hand may not be one of a state space to itself; a layer's always is."""
     defects = [bound.operator.defect(part.shape) for part in (bound.inner, bound.outer) if part is not None]
+    shapes = {tuple(part.shape) for part in (bound.inner, bound.outer) if part is not None}
+    if len(shapes) == 2:
+        defects.append(f"the injections have different shapes, {shapes}")
+    if any(math.prod(shape) == 0 for shape in shapes):
+        defects.append(f"the batch is empty: the injection has shape {next(iter(shapes))}")
     defect = next((text for text in (bound.operator.defect(None), *defects) if text), "")
     return Check(
         "the map sends states to states",

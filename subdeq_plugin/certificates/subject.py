@@ -15,7 +15,7 @@ from ..degrees import REALS
 from ..layers import BoundMap, Normalizer, SubhomLayer
 from ..layers.operators import ConvOperator, DenseOperator, Operator
 from .enclosure import Enclosure, enclose, invariant_box
-from .intervals import IntervalMap
+from .intervals import Box, IntervalMap, gamma
 
 __all__ = ["Subject"]
 
@@ -27,11 +27,13 @@ class Subject:
     Attributes:
         layer: the layer, or None for a map built by hand.
         bound: a snapshot of the map, or None.
-        x: the input, where the layer and its input are known.
+        injected: where the exact injection lies, for a layer and its input.
+        x: that input as it was given; no proof looks at it again.
     """
 
     layer: SubhomLayer | None
     bound: BoundMap | None
+    injected: Box | None = None
     x: Any = None
 
     @property
@@ -84,9 +86,7 @@ class Subject:
     def interval(self) -> IntervalMap:
         """The map on boxes; only with an input."""
         assert self.bound is not None
-        if self.layer is not None and self.x is not None:
-            return IntervalMap.of_layer(self.layer, self.x, self.bound)
-        return IntervalMap.of(self.bound)
+        return IntervalMap.of(self.bound, self.injected)
 
     @cached_property
     def slope(self) -> tuple[float, float]:
@@ -109,10 +109,10 @@ class Subject:
         if operator is None:
             return None
         if isinstance(operator, ConvOperator) and self.sample_shape is None:
-            summed = operator.absolute().coefficients()[0].sum(dim=(2, 3))
             height, width = operator.weight.shape[-2:]
+            summed = operator.absolute().coefficients()[0].sum(dim=(2, 3))
             centre = operator.weight[:, :, height // 2, width // 2].diagonal()
-            return DenseOperator(summed * (1 + 2.0**-40)), torch.Size([1, summed.shape[0]]), centre
+            return DenseOperator(summed * (1 + 2 * gamma(height * width))), torch.Size([1, summed.shape[0]]), centre
         if isinstance(operator, DenseOperator):
             shape = torch.Size([1, operator.weight.shape[0]])
         elif self.sample_shape is None:

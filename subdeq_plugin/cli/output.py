@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from ..certificates import Certificate
+from ..certificates import Advice, Certificate
 from ..errors import DataError
+from ..training import StoredVerdict, Survey
+from ..training.survey import quantiles
 
-__all__ = ["proven_line", "show_certificate", "write_json"]
+__all__ = ["proven_line", "show_advice", "show_certificate", "show_stored", "show_survey", "write_json"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -40,3 +43,41 @@ def show_certificate(console: Console, certificate: Certificate) -> None:
     console.print(f"[{style}]{escape(head)}[/]", soft_wrap=True)
     for line in rest:
         console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def show_stored(console: Console, verdict: StoredVerdict) -> None:
+    """Print what the checkpoint's own certificate is worth, a void one in colour."""
+    console.print(escape(verdict.message), style="bold red" if verdict.void else "", soft_wrap=True, highlight=False)
+
+
+def show_survey(console: Console, survey: Survey, accuracy: float) -> None:
+    """Print how many images are proven and by what, and how large the guaranteed errors and the rates are."""
+    lines = []
+    if survey.proven == survey.total and survey.measures and bool(survey.errors.isfinite().all()):
+        lines.append(f"{proven_line(float(survey.errors.max()))}; test accuracy {100 * accuracy:.2f} %")
+    else:
+        lines.append(f"{survey.proven} of {survey.total} test images proven; test accuracy {100 * accuracy:.2f} %")
+    lines.append("  " + ", ".join(f"{name}: {count}" for name, count in survey.counts.items()))
+    for metric in survey.measures:
+        lines.append(f"  guaranteed errors ({metric}): {_spread(quantiles(survey.errors_in(metric)))}")
+    rates = quantiles(survey.rates[~survey.rates.isnan()])
+    if rates:
+        lines.append(f"  factors of one step: {_spread(rates)}")
+    for line in lines:
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"median {values['0.5']:.3g}, 95 % {values['0.95']:.3g}, largest {values['1']:.3g}"
+
+
+def show_advice(console: Console, advice: Sequence[Advice], survey: Survey | None) -> None:
+    """Print what would give a proof, for every input or for the images that have none."""
+    parts = [("to prove it for every input, one of:", advice)]
+    if survey is not None:
+        parts.append(("to prove the first images that are not, one of:", survey.advice))
+    for title, items in parts:
+        if items:
+            console.print(title, highlight=False)
+        for item in items:
+            console.print(escape(f"  - {item}"), soft_wrap=True, highlight=False)

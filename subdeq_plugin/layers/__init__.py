@@ -7,14 +7,18 @@ from .graph import SubhomGraph, propagation_matrix
 from .linear import SubhomLinear
 from .nonneg import NONNEG, make_nonneg, undo_nonneg
 from .normalize import Normalizer
+from .pieces import Inject, Normalize, Pointwise
 
 __all__ = [
     "INJECTION_MAPS",
     "NONNEG",
     "BoundMap",
+    "Inject",
     "Linearization",
     "MapSpec",
+    "Normalize",
     "Normalizer",
+    "Pointwise",
     "Structure",
     "SubhomConv2d",
     "SubhomGraph",

@@ -68,7 +68,13 @@ def _injection_interval(
     spread = slack * size + torch.where(size > 0, weight[0].numel() * 2.0**-1022, 0.0)
     if bool((radius > 0).any()):
         ones = torch.ones_like(x)
-        reach = affine(ones, weight.abs(), None) if math.isinf(norm) else affine(ones, weight.square(), None).sqrt()
+        reach = affine(ones, weight.abs(), None)
+        if not math.isinf(norm):
+            # The largest entry of each row is scaled out, so that no square underflows beside it.
+            top = weight.abs().amax(dim=tuple(range(1, weight.dim()))).clamp(min=2.0**-1000)
+            squares = (weight / top.reshape(-1, *[1] * (weight.dim() - 1))).square()
+            lengths = affine(ones, squares, None).sqrt() * top.reshape(-1, *[1] * (weight.dim() - 2))
+            reach = torch.where(reach > 0, lengths + 2.0**-1000, 0.0)
         spread = spread + scale * radius * reach * (1 + 2 * slack)
     lo, hi = centre - spread, centre + spread
     if kind == "abs":

@@ -162,7 +162,7 @@ class SubhomGraph(SubhomLayer):
         """
         if self.weight_kind == "nonneg" and graph.layout != torch.strided:
             # Before the self-loops are added: these could cancel a negative entry and leave a row of zeros.
-            edges = _entries(graph, nodes, graph.dtype)[2]
+            edges = _entries(graph, nodes, graph.dtype)[2].to(self.injection.weight.dtype)
             if not bool(edges.isfinite().all()):
                 raise DomainError(
                     "the adjacency has NaN or infinite entries; drop those edges or repair their weights."

@@ -84,6 +84,10 @@ class Propagation:
         """From the matrix alone."""
         return cls(matrix, _transposed(matrix), settings)
 
+    def clone(self) -> Propagation:
+        """A copy whose entries later changes in place do not reach."""
+        return Propagation(self.matrix.clone(), self.transposed.clone(), self.settings)
+
     def absolute(self) -> Propagation:
         """The matrix of absolute values; no layer prepared it, so it carries no settings."""
         return Propagation(_magnitude(self.matrix), _magnitude(self.transposed))

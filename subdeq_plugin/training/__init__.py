@@ -1,21 +1,30 @@
 """Training of equilibrium models on images."""
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, StoredVerdict, load_checkpoint, save_checkpoint, verify_certificate
 from .config import ImageClassifier, TrainConfig, build_model
 from .loop import TrainResult, evaluate, guaranteed_error, train
+from .page import Report, facts, write_page
 from .picture import convergence, draw
+from .survey import Survey, survey
 
 __all__ = [
     "Checkpoint",
     "ImageClassifier",
+    "Report",
+    "StoredVerdict",
+    "Survey",
     "TrainConfig",
     "TrainResult",
     "build_model",
     "convergence",
     "draw",
     "evaluate",
+    "facts",
     "guaranteed_error",
     "load_checkpoint",
     "save_checkpoint",
+    "survey",
     "train",
+    "verify_certificate",
+    "write_page",
 ]

@@ -22,6 +22,7 @@ from .checkpoint import (
     load_model_state,
     load_optimizer_state,
     optimizer_tensors,
+    require_intact,
     save_checkpoint,
 )
 from .config import ImageClassifier, TrainConfig, build_model
@@ -146,7 +147,8 @@ def train(
 
     Raises:
         OptionError: Lightning Fabric is not installed, or the settings do not fit the checkpoint.
-        CheckpointError: the checkpoint to resume from is corrupt, or the new one cannot be written.
+        CheckpointError: the checkpoint to resume from is corrupt or was changed since it was written, or the new one
+            cannot be written.
     """
     fabric = _fabric(devices, accelerator, strategy, precision)
     channels, height, width = data.train_x.shape[1:]
@@ -247,7 +249,7 @@ def _snapshot(
         classes=classes,
         epoch=len(history),
         history=history,
-        certificate=certificate.to_dict(),
+        claim=certificate.to_dict(),
         model=model.state_dict(),
         optimizer=optimizer_tensors(optimizer),
     )
@@ -267,5 +269,6 @@ def _restore(
     if checkpoint.epoch != len(checkpoint.history):
         raise CheckpointError("the checkpoint's history does not match its number of epochs.")
     load_model_state(model, checkpoint)
+    require_intact(model, checkpoint)
     load_optimizer_state(optimizer, checkpoint)
     return list(checkpoint.history)

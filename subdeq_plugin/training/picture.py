@@ -35,8 +35,10 @@ def convergence(model: ImageClassifier, images: Tensor) -> tuple[list[float], fl
         bound = model.deq.layer.bind(inputs).to("cpu", torch.float64)
         certificate = certify(bound)
         contraction = certificate.contraction
-        name = "thompson" if contraction is None else contraction.metric
-        distance = thompson if contraction is None else contraction.distance
+        if contraction is not None:
+            name, distance = contraction.metric, contraction.distance
+        else:  # ratios mean nothing where states may be negative
+            name, distance = ("thompson", thompson) if bound.positive else ("linf", _largest_difference)
         z = bound.project(bound.start())  # Hilbert's rate holds on the slice
         steps: list[float] = []
         for _ in range(_STEPS):
@@ -46,6 +48,10 @@ def convergence(model: ImageClassifier, images: Tensor) -> tuple[list[float], fl
             if not 1e-14 < steps[-1] < float("inf"):
                 break
     return steps, certificate.rate, name
+
+
+def _largest_difference(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).abs().amax(dim=1)
 
 
 def draw(path: Path, model: ImageClassifier, images: Tensor, history: list[EpochRecord]) -> None:
