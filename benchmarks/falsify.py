@@ -58,7 +58,7 @@ def work(key: Key, share: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     begin = time.perf_counter()
     family, seed, count = key
-    settings = Settings(bounds=share)
+    settings = Settings(alone=0.25, bounds=share, frontier=0.1)
     tally = (
         run_layers(seed, count, settings) if family == "layers" else run_chunk(family, seed, count, settings=settings)
     )

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from .._shapes import autocast_off, check_floating, check_nonempty
+from .._shapes import autocast_off, check_floating, check_nonempty, cpu_default
 from ..degrees import POSITIVE, Degree
 from ..errors import DegreeError, OptionError, ShapeError
 from ..layers import BoundMap, Normalizer, SubhomLayer
@@ -63,7 +63,7 @@ def certify_map(target: Map, z: Any, names: tuple[str, ...]) -> Certificate:
         raise OptionError(
             f"conditions={names!r} do not apply to a map of your own, only {_CONDITION!r} does; leave conditions out."
         )
-    with torch.no_grad(), autocast_off(torch.device("cpu")):
+    with torch.no_grad(), cpu_default(), autocast_off(torch.device("cpu")):
         if isinstance(target, nn.Module) and is_piece(target):
             return _certify_pieces(target, state)
     return _certify_opaque(target, state)

@@ -36,7 +36,7 @@ class StateSpace:
 
     def start(self) -> Tensor:
         """The default start: all ones."""
-        return torch.ones(self.shape, dtype=torch.float64)
+        return torch.ones(self.shape, dtype=torch.float64, device="cpu")
 
     def check_state(self, name: str, z: object) -> Tensor:
         """`z` as a floating-point tensor of the state's shape.

@@ -311,9 +311,9 @@ def test_degrees_multiply_and_constants_sharpen():
     tenth = Inject(torch.full((2,), 0.1, dtype=F64))
     assert degree(Pointwise("relu", 0.0, 0.5), nn.Tanh(), tenth) == pytest.approx(mu / 2, rel=1e-12)
     assert degree(nn.Tanh(), tenth, tenth) == pytest.approx(sd.Activation("tanh", 0.2).mu_plus, rel=1e-8)
-    # A bias of at least 1 after entries of at most 1.1: A z <= 1.1, and 1.1 / 2.1 of the degree is left.
-    eye = linear([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0])
-    assert degree(dense, Pointwise("tanh", 0.1), eye, nn.ReLU()) == pytest.approx(mu * 1.1 / 2.1, rel=1e-12)
+    # A bias of at least 1 after entries of at most 1.1: A z <= 3.3, and 3.3 / 4.3 of the degree is left.
+    eye = linear([[1.0, 0.0], [0.0, 3.0]], [1.0, 2.0])
+    assert degree(dense, Pointwise("tanh", 0.1), eye, nn.ReLU()) == pytest.approx(mu * 3.3 / 4.3, rel=1e-12)
     # Bounded by 1, with at least 1 added: half the degree, at most; without a bound nothing is gained.
     bounded = nn.Sequential(Normalize(2), Inject(torch.ones(2, dtype=F64)), Pointwise("relu", 0.0, 0.5))
     assert certify(bounded, z).mu == 0.5

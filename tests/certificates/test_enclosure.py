@@ -14,7 +14,9 @@ from torch import Tensor
 from subdeq_plugin.certificates import Certificate, certify
 from subdeq_plugin.certificates.enclosure import invariant_box
 from subdeq_plugin.certificates.intervals import Box, IntervalMap
+from subdeq_plugin.certificates.local import Local
 from subdeq_plugin.layers import BoundMap
+from subdeq_plugin.layers.operators import ConvOperator
 from tests.certificates.test_conditions import conv, distance, fixed_points, flat, graph, starts_for
 from tests.certificates.test_intervals import D, ExactMap, make_map, uniform
 
@@ -149,6 +151,82 @@ def test_the_normalised_counterexample_at_every_scale(normalize, scale):
     certificate = certify(bound, conditions="all")
     assert not certificate.unique and certificate.enclosure is not None
     assert all(contains(certificate.enclosure, bound, 0, z, 1e-10) for z in found)
+
+
+def two_solutions_below_one(kind: str, mu: float, entries: int = 8, shift: float = 1.5) -> BoundMap:
+    """A map under the sum norm with degree `mu` at its middle, where a step stretches by `2 mu (1 - 1/n)`.
+
+    "signed": the first entry rises with itself and the others fall with it. "grouped": two pixels, nonnegative weights;
+    the first channel rises with itself, the others with the first channel of the other pixel.
+    """
+    slope = mu * shift * entries
+    if kind == "signed":
+        weight = torch.zeros(entries, entries, dtype=D)
+        weight[:, 0], weight[0, 0] = -slope, slope
+        return make_map(weight, (-weight[:, 0] / entries)[None], None, "tanh", shift, normalize=1)
+    taps = torch.zeros(entries, entries, 1, 3, dtype=D)
+    taps[1:, 0, 0, 0] = taps[1:, 0, 0, 2] = taps[0, 0, 0, 1] = slope
+    inner = torch.full((1, entries, 1, 2), -slope / entries, dtype=D)
+    return make_map(ConvOperator(taps), inner, None, "tanh", shift, normalize=1, normalize_over="pixel")
+
+
+@pytest.mark.parametrize("kind", ["signed", "grouped"])
+@pytest.mark.parametrize("mu", [0.6, 0.65, 0.8, 0.95])
+def test_without_order_or_with_a_norm_per_group_a_degree_below_one_is_not_enough(kind, mu):
+    bound = two_solutions_below_one(kind, mu)
+    z = torch.full(tuple(bound.state_shape), 1 / 8, dtype=D)
+    torch.testing.assert_close(bound(z), z, rtol=1e-14, atol=0)
+    other = z.clone()
+    other.view(8, -1)[0, 0] *= 1.2
+    if kind == "grouped":
+        other.view(8, -1)[0, 1] *= 0.8
+    for _ in range(4000):
+        other = bound(other)
+    torch.testing.assert_close(bound(other), other, rtol=1e-12, atol=0)
+    assert float((other - z).abs().max()) > 1e-2
+    certificate = certify(bound, conditions="all")
+    assert not certificate.unique and certificate.enclosure is not None
+    assert contains(certificate.enclosure, bound, 0, z.flatten()) and contains(
+        certificate.enclosure, bound, 0, other.flatten()
+    )
+
+
+def stretch(function: IntervalMap, x: Tensor, y: Tensor) -> float:
+    """How far a step moves two states apart in the metric of theorems A and B."""
+
+    def gap(a: Tensor, b: Tensor) -> float:
+        logs = (a.log() - b.log()).flatten()
+        return float(logs.max() - logs.min() if function.ratio_metric == "hilbert" else logs.abs().max())
+
+    return gap(function.bound(x), function.bound(y)) / gap(x, y)
+
+
+@pytest.mark.parametrize("kind", ["signed", "grouped"])
+def test_the_rate_of_a_small_box_counts_the_norm_twice_where_it_must(kind):
+    for mu in (0.3, 0.6, 0.9):
+        bound = two_solutions_below_one(kind, mu)
+        function = IntervalMap.of(bound)
+        z = torch.full(tuple(bound.state_shape), 1 / 8, dtype=D)
+        x, y = z * (1 + 1e-7 * uniform(*z.shape, seed=1)), z * (1 - 1e-7)
+        y.view(8, -1)[0, 0] *= 1 + 2e-7
+        y.view(8, -1)[1:, -1] *= 1 if kind == "grouped" else 1 + 1e-7
+        local = Local.at(function, Box(z * (1 - 1e-6), z * (1 + 1e-6)))
+        rate, far = float(local.rates), z.clone()
+        far.view(8, -1)[0, 0] *= 1 + 1e-7
+        if kind == "grouped":
+            far.view(8, -1)[0, 1] *= 1 - 1e-7
+        assert stretch(function, z, far) > 1.5 * mu
+        for a, b in ((x, y), (z, far), (z, y), (far, x)):
+            assert stretch(function, a, b) <= rate * (1 + 1e-5)
+
+
+def test_the_degree_of_a_falling_map_is_that_of_its_lowest_value():
+    """`relu(3 - z)` on `[1, 1.4]`: the degree `z / (3 - z)` is largest at the upper end."""
+    function = IntervalMap.of(make_map([[-1.0]], [[3.0]], None, "relu"))
+    low, high = torch.tensor([[1.0]], dtype=D), torch.tensor([[1.4]], dtype=D)
+    degree = float(Local.at(function, Box(low, high)).degree)
+    assert 0.875 <= degree <= 0.875 * (1 + 1e-12)
+    assert stretch(function, high, high * (1 - 1e-7)) <= degree
 
 
 @pytest.mark.parametrize("power", [0.2, 0.5])
