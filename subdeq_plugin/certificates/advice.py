@@ -78,7 +78,7 @@ def advise(certificate: Certificate) -> tuple[Advice, ...]:
         The suggestions; empty for a proof, and where none was found.
 
     Raises:
-        CertificateError: the certificate was not made by `certify`.
+        CertificateError: the certificate was not made by `certify`, or is of a map of your own.
     """
     subject, search = certificate._known(), certificate._search
     if certificate.unique:
@@ -186,7 +186,7 @@ def _together(trial: _Trial, repairs: Sequence[_Change], target: _Target) -> tup
 def _purpose(certificate: Certificate) -> str:
     rate = "" if certificate.rate is None else f" with factor {certificate.rate:.3g}"
     theorem = str(certificate.theorem)
-    name = f"theorem {theorem}" if theorem in ("A", "B") else theorem
+    name = f"theorem {theorem}" if theorem in ("A", "B") else f'the condition "{theorem}"'
     return f"proves exactly one fixed point by {name}{rate}, for {certificate.scope}"
 
 

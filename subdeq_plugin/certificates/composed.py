@@ -162,8 +162,6 @@ def _split(steps: tuple[Step, ...], shape: torch.Size) -> tuple[tuple[Step, ...]
     normalizer = step.normalizer
     if normalizer.whole_state:
         normalizer = replace(normalizer, dims=tuple(range(1 - len(shape), 0)))
-    elif last < len(steps) - 1:
-        return steps, None  # the groups are no groups of the state: twice the degree all the same
     return steps[:last], normalizer
 
 

@@ -50,6 +50,13 @@ def _hypotheses(subject: Subject) -> tuple[Check, ...]:
             'a negative weight makes the map neither concave nor order-preserving; use weight="nonneg".',
         ),
         _check(
+            "states are nonnegative",
+            "yes" if subject.bound is None or subject.bound.positive else "no",
+            "yes",
+            subject.bound is None or subject.bound.positive,
+            "the layer allows states of any sign, and only nonnegative ones are covered; raise shift.",
+        ),
+        _check(
             "input is known",
             "no" if subject.bound is None else "yes",
             "yes",

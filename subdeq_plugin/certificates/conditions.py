@@ -141,7 +141,8 @@ def _collatz(subject: Subject, *, measured: bool) -> tuple[float, Tensor]:
 
     if measured and not bool((pivot > 0).all()):
         return math.inf, torch.ones_like(own)
-    rho, vector = perron_bound(product, torch.ones(1, own.shape[1], dtype=torch.float64), terms)
+    ones = torch.ones(1, own.shape[1], dtype=torch.float64)
+    rho, vector = perron_bound(product, ones, terms, balanced=True)
     return float(rho[0]), vector
 
 

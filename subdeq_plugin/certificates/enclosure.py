@@ -90,10 +90,11 @@ def invariant_box(function: IntervalMap) -> Box | None:
     """
     activation, shape = function.bound.activation, function.shape
     if function.bound.normalizer is not None:
-        if not function.bound.positive:
-            return None
-        zero = torch.zeros(shape, dtype=torch.float64)
-        return Box(zero, torch.ones_like(zero))
+        zero, one = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+        # Divided by a norm no entry exceeds 1. States stay nonnegative where the map is, on nonnegative states.
+        value = function.activated(function.argument(Box(zero, one)))
+        kept = function.flat(value.lo >= 0).all(dim=1, keepdim=True)
+        return Box(torch.where(kept, 0.0, -function.flat(one)).reshape(shape), one)
     low, high = activation.range()
     zero = torch.zeros(shape, dtype=torch.float64)
     ranged = Box(zero + low, zero + high)
@@ -213,7 +214,7 @@ def _comparison(local: Local) -> tuple[Tensor, Tensor, Tensor]:
     ones = torch.ones(count, size, dtype=torch.float64)
     slack = gamma(local.terms)
     if function.bound.normalizer is not None:
-        rho, vector = perron_bound(local.majorant, ones, local.terms, _POWER_STEPS)
+        rho, vector = perron_bound(local.majorant, ones, local.terms, _POWER_STEPS, balanced=True)
         return rho, vector, torch.ones_like(rho)
     diagonal = function.bound.operator.diagonal(function.shape) * torch.ones_like(local.box.lo)
     slopes = local.slopes
@@ -233,7 +234,7 @@ def _comparison(local: Local) -> tuple[Tensor, Tensor, Tensor]:
         return reach * ((total - own * v).clamp(min=0) + slack * total) / scale
 
     usable = (pivot > 0).all(dim=1) & (scale > 0).all(dim=1)
-    rho, vector = perron_bound(off_diagonal, ones, local.terms, _POWER_STEPS)
+    rho, vector = perron_bound(off_diagonal, ones, local.terms, _POWER_STEPS, balanced=True)
     rho = torch.where(usable, rho, torch.inf)
     lead = (1 / pivot).amax(dim=1) * (1 + slack)
     return rho, vector, torch.where(usable, lead, 1.0)

@@ -183,17 +183,24 @@ def _preconditioned(local: Local, residual: Tensor) -> Tensor:
 
 
 def _solve_adjoint(function: IntervalMap, z: Tensor, cotangent: Tensor) -> Tensor:
-    """An approximate adjoint in float64: Neumann iteration; what it lacks is in the bound."""
+    """An approximate adjoint in float64, by Neumann iteration or a dense solve; what it lacks is in the bound."""
     jacobian = function.bound.linearize(z)
     value = cotangent
     for _ in range(_NEUMANN):
         fresh = cotangent + jacobian.vjp(value)
-        if not bool(fresh.isfinite().all()):
-            return value
-        if bool((fresh - value).abs().max() <= 1e-15 * fresh.abs().max()):
-            return fresh
+        if not bool((fresh - value).abs().max() > 1e-15 * fresh.abs().max()):
+            return fresh if bool(fresh.isfinite().all()) else cotangent
         value = fresh
-    return value
+    right = function.flat(cotangent)
+    size = right.shape[1]
+    if size > LARGEST:
+        return value if bool(value.isfinite().all()) else cotangent
+    units = torch.eye(size, dtype=torch.float64)
+    # J^T applied to every unit vector: the columns of J^T, sample by sample.
+    columns = [function.flat(jacobian.vjp(unit.expand_as(right).reshape(z.shape))) for unit in units]
+    solved, failed = torch.linalg.solve_ex(units - torch.stack(columns, dim=2), right.unsqueeze(2))
+    usable = (failed == 0) & solved.squeeze(2).isfinite().all(dim=1)
+    return torch.where(usable.unsqueeze(1), solved.squeeze(2), right).reshape(z.shape)
 
 
 def gradient_bound(

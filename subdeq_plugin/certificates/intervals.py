@@ -112,12 +112,15 @@ class LinearMap:
         """`A z` for all `z` of the box."""
         slack = gamma(self.terms)
         if self.nonnegative and bool((box.lo >= 0).all()):
-            lo = (self.apply(box.lo) * (1 - slack) - self.loss).clamp(min=0)
+            low = self.apply(box.lo)
+            # A sum, or the first stage of one, that overflows on its way says nothing of what it would have been.
+            lo = torch.where(low.isfinite(), (low * (1 - slack) - self.loss).clamp(min=0), 0.0)
             return Box.outward(lo, self.apply(box.hi) * (1 + slack) + self.loss)
         middle = box.lo / 2 + box.hi / 2
         radius = torch.maximum(box.hi - middle, middle - box.lo) * (1 + 2 * UNIT)
         spread = self.absolute(radius + slack * middle.abs()) * (1 + slack) + 2 * self.loss
         centre = self.apply(middle)
+        centre = torch.where(centre.isfinite(), centre, torch.nan)  # overflow on the way: nothing is known
         return Box.outward(centre - spread, centre + spread)
 
 

@@ -124,7 +124,7 @@ def _regular(function: IntervalMap, box: Box, matrix: Tensor) -> tuple[Box, Tens
     for _ in range(_ROUNDS):
         local = Local.at(function, box)
         pre = precondition(local, matrix)
-        rho, weights = perron_bound(pre.spread, ones, size + 4)
+        rho, weights = perron_bound(pre.spread, ones, size + 4, balanced=True)
         fresh = _shrink(local, pre) & local.image
         before, after = box.hi - box.lo, fresh.hi - fresh.lo
         shrunk = function.flat(torch.where(before > 0, after / before, 1.0)).amin(dim=1)

@@ -78,8 +78,10 @@ def lipschitz_bound(layer: SubhomLayer, norm: str = "linf") -> float:
             'nonnegative; use "relu", "softplus" or "abs".'
         )
     weight = layer.injection.weight.detach().to("cpu", torch.float64).flatten(1)
-    reach = weight.abs().sum(dim=1) if math.isinf(exponent) else weight.square().sum(dim=1).sqrt()
-    size = float(reach.max()) * layer.injection_scale * (1 + gamma(weight.shape[1]))
+    top = weight.abs().amax(dim=1).clamp(min=2.0**-1000)  # scaled out, so that no square underflows
+    share = weight.abs() / top.unsqueeze(1)
+    reach = top * (share.sum(dim=1) if math.isinf(exponent) else share.square().sum(dim=1).sqrt())
+    size = float(reach.max()) * layer.injection_scale * (1 + 2 * gamma(weight.shape[1])) + 2.0**-1000
     if layer.injection_place == "inside":
         growth = layer.activation.log_slope(POSITIVE)
     else:

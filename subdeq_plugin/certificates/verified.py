@@ -125,7 +125,7 @@ def largest_eigenvalue(chunks: Iterable[Tensor]) -> float:
 
 
 def perron_bound(
-    product: Callable[[Tensor], Tensor], start: Tensor, terms: int, steps: int = 30
+    product: Callable[[Tensor], Tensor], start: Tensor, terms: int, steps: int = 30, *, balanced: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Verified upper bounds on the spectral radii of nonnegative linear maps `K`, one in each row of a batch.
 
@@ -140,6 +140,8 @@ def perron_bound(
         start: `(B, N)`, positive; any positive vectors will do, good ones save steps.
         terms: of which every entry of a product is the sum (for a map in stages, added up over the stages).
         steps: products to spend.
+        balanced: among bounds below 1, prefer one whose vector serves as the weights of a norm: the smallest bound may
+            belong to a vector with entries of `2**-50`, which magnify every rounding error.
 
     Returns:
         The bounds `(B,)`, infinite for rows with NaN, overflow, or a start that is not positive; and the `(B, N)`
@@ -152,13 +154,17 @@ def perron_bound(
         if u.shape[1] == 0:
             return torch.zeros_like(bound), u
         u = _normalised(torch.where(valid[:, None], u, 1.0)).clamp_min(_SMALLEST)
-        best, spread, lazy = u, bound, torch.zeros_like(valid)
+        best, spread, lazy, score = u, bound, torch.zeros_like(valid), bound
         for _ in range(max(1, steps)):
             image = product(u).to("cpu", torch.float64)
             ratio = (image + (terms + 1) * _LOST) / u
             high = ratio.amax(dim=1)
             valid &= (image >= 0).all(dim=1) & image.isfinite().all(dim=1) & high.isfinite()
-            better = valid & (high < bound)
+            now = high
+            if balanced:
+                now = torch.where(high < 1, (high - 1) * u.amin(dim=1) ** 0.25, high)
+            better = valid & (now < score)
+            score = torch.where(better, now, score)
             bound, best = torch.where(better, high, bound), torch.where(better[:, None], u, best)
             # Where the quotients stay as far apart as they were, the iteration oscillates, or is slow either way.
             last, spread = spread, 1 - ratio.amin(dim=1) / high

@@ -17,11 +17,11 @@ from ..training import (
     Checkpoint,
     Report,
     build_model,
+    certify_images,
     convergence,
     evaluate,
     facts,
     load_checkpoint,
-    survey,
     verify_certificate,
     write_page,
 )
@@ -75,7 +75,7 @@ def certify_command(
     show_certificate(console, certificate)
     seen = None
     if data is not None:
-        seen = survey(model, data.test_x, conditions=names)
+        seen = certify_images(model, data.test_x, conditions=names)
         accuracy = evaluate(model, data.test_x, data.test_y)
         summary |= {"survey": seen.to_dict(), "test_accuracy": accuracy}
         if bool(seen.errors.isfinite().all()):

@@ -270,7 +270,7 @@ def prove_ratio(
 
 
 def _prove_both(
-    goals: Sequence[_Goal], pieces: Sequence[Piece], shift: float, lo: float, hi: float, name: str
+    goals: Sequence[_Goal], pieces: Sequence[Piece], shift: float, lo: float, hi: float, name: str, gap: float
 ) -> tuple[float, float]:
     """Bounds of a quantity over the bounded interval `[lo, hi]`, from the goals of its negative and of itself."""
     bounds = [-math.inf, -math.inf]
@@ -280,7 +280,7 @@ def _prove_both(
                 a, b = max(piece.lo, lo), min(piece.hi, hi)
                 if a < b:
                     try:
-                        upper = _prove_piece(goal, piece, a, b, shift, name, 1e-9, math.inf)[0]
+                        upper = _prove_piece(goal, piece, a, b, shift, name, gap, math.inf)[0]
                     except DegreeError:
                         upper = math.inf
                     bounds[side] = max(bounds[side], upper)
@@ -289,7 +289,7 @@ def _prove_both(
 
 def prove_value(pieces: Sequence[Piece], shift: float, lo: float, hi: float, *, name: str) -> tuple[float, float]:
     """Bounds of `s(t) + shift` over the bounded interval `[lo, hi]`, sharp to 1e-9; infinite where not provable."""
-    return _prove_both((_Goal(_value(-1)), _Goal(_value(1))), pieces, shift, lo, hi, name)
+    return _prove_both((_Goal(_value(-1)), _Goal(_value(1))), pieces, shift, lo, hi, name, 1e-9)
 
 
 def prove_slope(
@@ -297,12 +297,12 @@ def prove_slope(
 ) -> tuple[float, float]:
     """Bounds of Clarke's subdifferential of `(s + shift) ** power` over the bounded interval `[lo, hi]`.
 
-    They are sharp to 1e-9, and infinite where not provable. At a joint of two pieces both one-sided slopes count,
+    They are sharp to 1e-4, and infinite where not provable. At a joint of two pieces both one-sided slopes count,
     and they span the subdifferential.
     """
     positive = not (power.is_integer() and power > 0)
     goals = tuple(_Goal(_slope(sign, power), positive=positive) for sign in (-1, 1))
-    return _prove_both(goals, pieces, shift, lo, hi, name)
+    return _prove_both(goals, pieces, shift, lo, hi, name, 1e-4)
 
 
 def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -> tuple[float, float]:

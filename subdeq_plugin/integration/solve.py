@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from ..solvers import solve as solve_residual
 
 __all__ = ["solve"]
 
+_FLOOR_UNITS = 16  # a relative residual of so many rounding units is as small as they get
 _TIGHTEN = 0.1  # the factor by which a residual's tolerance shrinks while the guaranteed error is too large
 
 
@@ -69,8 +71,8 @@ def solve(
             indexing=indexing,
             contraction=contraction,
         )
-    if not certified_tol > 0:
-        raise OptionError(f"certified_tol must be positive, got {certified_tol!r}.")
+    if not (certified_tol > 0 and math.isfinite(certified_tol)):
+        raise OptionError(f"certified_tol must be positive and finite, got {certified_tol!r}.")
     if not isinstance(function, BoundMap):
         raise OptionError("certified_tol needs a map that can be certified: pass layer.bind(x).")
     if indexing:
@@ -93,6 +95,8 @@ def _certified(
     state, spent, products = start, 0, 0
     absolute: list[Tensor] = []
     relative: list[Tensor] = []
+    unit = torch.finfo(start.dtype).eps
+    before: Tensor | None = None
     while True:
         solution = solve_residual(
             function,
@@ -103,22 +107,29 @@ def _certified(
             stop_mode=mode,
             contraction=contraction if ratios else None,
         )
+        iterations = spent + solution.iterations
         spent += solution.evaluations
         products += solution.linear_evaluations
         absolute.append(solution.abs_trace)
         relative.append(solution.rel_trace)
         error = _error(proof, solution)
         done = error <= eps
+        # A residual as small as rounding allows, and a bound that no longer shrinks with it.
+        small = solution.rel_residual <= _FLOOR_UNITS * unit
         stuck = solution.status == Status.ROUNDING_FLOOR
+        stuck |= small & (error > 0.9 * before) if before is not None else small & (solution.rel_residual == 0)
+        before = error
         if bool((done | stuck | solution.failed).all()) or spent >= max_iter or tol <= 0:
             break
         state, tol = solution.value, tol * _TIGHTEN
-    status = torch.where(done, int(Status.CONVERGED), solution.status)
+    status = torch.where(stuck, int(Status.ROUNDING_FLOOR), solution.status)
+    status = torch.where(done, int(Status.CONVERGED), status)
     missed = ~done & (status == Status.CONVERGED)
     status = torch.where(missed, int(Status.MAX_ITERATIONS), status)
     return replace(
         solution,
         status=status,
+        iterations=iterations,
         evaluations=spent,
         linear_evaluations=products,
         abs_trace=torch.cat(absolute, dim=1),

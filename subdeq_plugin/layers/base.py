@@ -65,7 +65,9 @@ def _injection_interval(
     centre = scale * affine(x, weight, bias)
     size = scale * affine(x.abs(), weight.abs(), None if bias is None else bias.abs())
     slack = (weight[0].numel() + 8) * 2.0**-53 * (1 + 2.0**-20)
-    spread = slack * size + torch.where(size > 0, weight[0].numel() * 2.0**-1022, 0.0)
+    # Sums without a nonzero term are exact; those that merely underflow are not.
+    some = affine((x != 0).double(), (weight != 0).double(), None if bias is None else (bias != 0).double()) > 0
+    spread = slack * size + some.double() * (weight[0].numel() * 2.0**-1022)
     if bool((radius > 0).any()):
         ones = torch.ones_like(x)
         reach = affine(ones, weight.abs(), None)
@@ -77,6 +79,7 @@ def _injection_interval(
             reach = torch.where(reach > 0, lengths + 2.0**-1000, 0.0)
         spread = spread + scale * radius * reach * (1 + 2 * slack)
     lo, hi = centre - spread, centre + spread
+    lo, hi = torch.where(lo.isnan(), -math.inf, lo), torch.where(hi.isnan(), math.inf, hi)  # overflow
     if kind == "abs":
         lo, hi = torch.where(lo * hi > 0, torch.minimum(lo.abs(), hi.abs()), 0.0), torch.maximum(lo.abs(), hi.abs())
     elif kind == "square":

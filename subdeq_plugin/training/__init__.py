@@ -5,7 +5,7 @@ from .config import ImageClassifier, TrainConfig, build_model
 from .loop import TrainResult, evaluate, guaranteed_error, train
 from .page import Report, facts, write_page
 from .picture import convergence, draw
-from .survey import Survey, survey
+from .survey import Survey, certify_images
 
 __all__ = [
     "Checkpoint",
@@ -16,6 +16,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "build_model",
+    "certify_images",
     "convergence",
     "draw",
     "evaluate",
@@ -23,7 +24,6 @@ __all__ = [
     "guaranteed_error",
     "load_checkpoint",
     "save_checkpoint",
-    "survey",
     "train",
     "verify_certificate",
     "write_page",

@@ -26,9 +26,9 @@ _METRICS = {
     "l2": "Euclidean norm",
 }
 _PLAIN_PROVEN = (
-    "Whatever the solver, the starting point or the machine, there is one answer and only one: the layer's equilibrium "
-    "exists, no second one does, and the guaranteed errors below bound how far the computed one can be from it. Every "
-    "hypothesis of the theorem was checked on the numbers that the file holds."
+    "Among the states that the scope below names there is one equilibrium and only one, so the answer does not depend "
+    "on the solver or on where it starts. The guaranteed errors bound how far a computed equilibrium can be from the "
+    "true one. Every hypothesis of the theorem was checked on the numbers that the file holds."
 )
 _PLAIN_OPEN = (
     "None of the sufficient conditions holds for {what}. That says nothing about uniqueness either way: there may be "

@@ -16,7 +16,7 @@ from ..certificates import Advice, Certificate, Check, advise, certify
 from ..errors import ConvergenceWarning
 from .config import ImageClassifier
 
-__all__ = ["QUANTILES", "Survey", "quantiles", "survey"]
+__all__ = ["QUANTILES", "Survey", "certify_images", "quantiles"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BATCH = 256
@@ -93,7 +93,7 @@ def quantiles(values: Tensor) -> dict[str, float]:
     return {f"{part:g}": float(ordered[place]) for part, place in zip(QUANTILES, places, strict=True)}
 
 
-def survey(model: ImageClassifier, images: Tensor, *, conditions: str | Sequence[str] | None = None) -> Survey:
+def certify_images(model: ImageClassifier, images: Tensor, *, conditions: str | Sequence[str] | None = None) -> Survey:
     """Certify the model's layer for each image, and bound the error of the equilibrium that the model computes for it.
 
     Args:

@@ -276,6 +276,22 @@ def test_error_bounds_against_thirty_digits(case, offset):
             assert all(float(a) <= middle <= float(b) for a, middle, b in bounds)
 
 
+@pytest.mark.parametrize("name", ["sliced", "sliced in two norm"])
+def test_a_state_off_the_slice_is_moved_there(name):
+    """Its residual alone says nothing in Hilbert's metric, which does not see the length."""
+    module, shape = FAMILIES[name]
+    proof = certify(module, torch.ones(shape, dtype=F64))
+    z = random_states(shape, 3, 1.0)
+    assert torch.allclose(proof.error_bound(1e4 * z), proof.error_bound(z), rtol=1e-9)
+    assert torch.allclose(proof.error_bound(1e-4 * z), proof.error_bound(z), rtol=1e-9)
+
+
+def test_groups_that_are_reshaped_afterwards():
+    pieces = [Pointwise("relu", 0, 0.4), Normalize(1, dims=2), nn.Flatten(), nn.Unflatten(1, (2, 2))]
+    proof = certify(nn.Sequential(*pieces), torch.ones(1, 2, 2, dtype=F64))
+    assert (proof.theorem, proof.metric, proof.rate) == ("B", "thompson", pytest.approx(0.8))
+
+
 def test_the_count_of_iterations_suffices(case):
     module, shape, proof = case
     z = torch.ones(shape, dtype=F64)

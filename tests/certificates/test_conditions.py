@@ -552,3 +552,39 @@ def test_a_layer_of_real_states_is_not_unique_for_its_positive_states_alone(weig
 
 def test_groups_are_those_of_the_definition():
     assert groups((2, 2), (-1,)) == [[0, 1], [2, 3]] and groups((2, 2), (-2,)) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0, 1e4])
+def test_a_skew_matrix_may_turn_a_small_residual_into_a_large_error(size):
+    """`relu` with one unit switched off: `(I - D A)^-1` has norm `size`, although `A + A^T = 0`."""
+    bound = make_map([[0.0, -size], [size, 0.0]], [[-1000.0, 1.0]], None, "relu")
+    solution = torch.tensor([[0.0, 1.0]], dtype=D)
+    torch.testing.assert_close(bound(solution), solution)
+    certificate = prove("monotone", bound)
+    for shift in (1e-9, 1e-6, 1e-3):
+        z = torch.tensor([[shift, 1.0 + size * shift]], dtype=D)
+        assert float((z - solution).norm()) <= float(certificate.error_bound(z)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("normalize", "factor"), [(None, 1), ("inf", 2), (2, 2)])
+def test_the_rate_of_the_box_is_that_of_its_formula(normalize, factor):
+    """`factor max_i g (|W| hi)_i s / (s + c_i)`, with `g = sup |a'| / a` and `s = sup a` from a fine grid."""
+    t = torch.linspace(-6, 6, 2_000_001, dtype=D)
+    growth = float(((1 - t.tanh() ** 2) / (t.tanh() + 1.4)).max())
+    outer = torch.tensor([[1.0, 1.5, 3.0, 0.8]], dtype=D)
+    for level, proven in ((0.5, True), (0.999, True), (1.001, False), (1.9, False)):
+        weight = uniform(4, 4, seed=2)
+        above, below = outer + 2.4, outer + 0.4
+        if normalize == "inf":
+            highest = torch.stack([above[0, k] / max(float(above[0, k]), float(below.max())) for k in range(4)])
+        elif normalize == 2:
+            others = (below**2).sum() - below[0] ** 2
+            highest = above[0] / (above[0] ** 2 + others).sqrt()
+        else:
+            highest = above[0]
+        value = float((growth * factor * (weight.abs() @ highest) * 2.4 / (2.4 + outer[0])).max())
+        bound = make_map(weight * (level / value), None, outer, "tanh", 1.4, normalize=normalize)
+        certificate = certify(bound, conditions="box")
+        assert certificate.unique is proven
+        if proven:
+            assert level * (1 - 1e-9) <= certificate.rate <= level * (1 + 1e-3)

@@ -11,6 +11,7 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
+from subdeq_plugin.activations import register_activation
 from subdeq_plugin.certificates import Certificate, certify
 from subdeq_plugin.certificates.enclosure import invariant_box
 from subdeq_plugin.certificates.intervals import Box, IntervalMap
@@ -18,7 +19,10 @@ from subdeq_plugin.certificates.local import Local
 from subdeq_plugin.layers import BoundMap
 from subdeq_plugin.layers.operators import ConvOperator
 from tests.certificates.test_conditions import conv, distance, fixed_points, flat, graph, starts_for
-from tests.certificates.test_intervals import D, ExactMap, make_map, uniform
+from tests.certificates.test_intervals import EXACT, D, ExactMap, make_map, uniform
+
+register_activation("interval_falling", lambda t: -0.95 * t.tanh())
+EXACT["interval_falling"] = (lambda t: -mpf(0.95) * mp.tanh(t), lambda t: -mpf(0.95) * mp.sech(t) ** 2)
 
 SIGNS = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=D)
 
@@ -220,6 +224,24 @@ def test_the_rate_of_a_small_box_counts_the_norm_twice_where_it_must(kind):
             assert stretch(function, a, b) <= rate * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("normalize", [1, 2, 3, "inf"])
+@pytest.mark.parametrize("over", ["state", "channel", "pixel"])
+def test_the_majorant_bounds_every_jacobian_of_the_box(normalize, over):
+    """Against Jacobians by automatic differentiation at points of boxes small and large."""
+    outer = uniform(1, 2, 2, 3, seed=1, low=0.0)
+    bound = make_map(conv(3, 0.4), None, outer, "tanh", 1.3, normalize=normalize, normalize_over=over)
+    for width in (1e-9, 0.3):
+        low = uniform(1, 2, 2, 3, seed=2, low=0.2)
+        box = Box(low, low + width)
+        local = Local.at(IntervalMap.of(bound), box)
+        v = uniform(1, 12, seed=3, low=0.1)
+        most = local.majorant(v)
+        for draw in range(8):
+            z = low + width * uniform(1, 2, 2, 3, seed=draw, low=0.0)
+            jacobian = torch.autograd.functional.jacobian(bound, z).reshape(12, 12)
+            assert bool((jacobian.abs() @ v[0] <= most[0] * (1 + 1e-9)).all())
+
+
 def test_the_degree_of_a_falling_map_is_that_of_its_lowest_value():
     """`relu(3 - z)` on `[1, 1.4]`: the degree `z / (3 - z)` is largest at the upper end."""
     function = IntervalMap.of(make_map([[-1.0]], [[3.0]], None, "relu"))
@@ -370,6 +392,17 @@ def test_interval_newton_proves_more_than_the_boxes():
                 gap = float(distance(proof, bound, z, found[:1]))
                 assert gap <= float(second.error_bound(z)) * (1 + 1e-9)
     assert proven >= 3
+
+
+def test_a_falling_activation_turns_the_sign_of_the_diagonal():
+    """`-0.95 tanh(A z)` with `A = -[[1, c], [c, 1]]` feeds back positively: several fixed points for `c > 0.053`."""
+    for coupling in (0.1, 0.3, 0.6):
+        bound = make_map([[-1.0, -coupling], [-coupling, -1.0]], [[0.0, 0.0]], None, "interval_falling")
+        certificate, several = check_all_found(bound, 40)
+        assert several == 1 and not certificate.unique and certificate.enclosure is not None
+    for coupling in (0.0, 0.03):
+        bound = make_map([[-1.0, -coupling], [-coupling, -1.0]], [[0.1, -0.2]], None, "interval_falling")
+        assert check_all_found(bound, 20)[1] == 0
 
 
 @pytest.mark.parametrize("a", [1.001, 1.01, 1.5, 3.0, 1e3])

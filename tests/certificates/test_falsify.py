@@ -118,12 +118,17 @@ def test_a_map_that_broadcasts_over_the_batch_is_not_stacked():
     assert len(evidence.solutions) == 1 and float(evidence.solutions) in (pytest.approx(0.2), pytest.approx(10))
 
 
+def test_a_map_that_knows_its_batch_is_not_stacked():
+    evidence = sd.falsify(lambda z: (z + 1) / z.shape[0], torch.ones(1, 1, dtype=F64), starts=8, max_iter=50)
+    assert len(evidence.solutions) == 0
+
+
 def test_images_and_maps_that_work_in_place():
     torch.manual_seed(0)
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 1, 3, padding=1), nn.Tanh())
-    start = torch.ones(1, 1, 3, 3)
+    start = -torch.ones(1, 1, 3, 3)
     evidence = sd.falsify(module, start)
-    assert evidence.solutions.shape == (1, 1, 3, 3) and bool((start == 1).all())
+    assert evidence.solutions.shape == (1, 1, 3, 3) and bool((start == -1).all())
     assert not evidence.solutions.requires_grad
 
 

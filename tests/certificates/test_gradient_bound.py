@@ -428,6 +428,23 @@ class TestKinks:
             assert holds(found.tensors[1], (outer.T @ adjoint)[None])
             assert holds(found.tensors[0], torch.outer(slopes * (outer.T @ adjoint), z[0]))
 
+    def test_a_runner_up_with_the_wider_box(self):
+        """The second largest entry is the more uncertain one: its box reaches above that of the largest."""
+        layer = sd.SubhomLinear(1, 3, "tanh", 1.2, 1.0, "inf", injection="outside", dtype=torch.float64)
+        layer.weight = torch.tensor([[0.01, 0.01, 0.01], [0.5, 0.5, 0.2], [0.1, 0.1, 0.1]], dtype=torch.float64)
+        z = torch.tensor([[1.0, 1 - 1e-7, 0.6]], dtype=torch.float64)
+        x = torch.zeros(1, 1, dtype=torch.float64)
+        with torch.no_grad():
+            layer.injection.weight.zero_()
+            layer.injection.bias.copy_((3 * z - torch.tanh(z @ layer.weight.T) - 1.2)[0])
+        bound = layer.bind(x).detach()
+        z = solved(bound)
+        assert float(z[0, 0]) == 1.0 > float(z[0, 1])
+        cotangent = torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
+        for size in (1e-4, 1e-3, 1e-2):
+            found = sd.certify(layer, x).gradient_bound(near(z, size, 1), cotangent)
+            check(found, bound, reference(bound, z, cotangent))
+
     def test_the_injections_own_kink_is_none(self):
         """The gradient is taken with respect to the injected term, after its map."""
         case = LayerCase("dense", seed=61)

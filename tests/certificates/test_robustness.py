@@ -584,6 +584,17 @@ class TestErrors:
         assert found.radius.shape == (1,) and float(found.radius) > 0
         torch.testing.assert_close(found.radius, batch.radius, rtol=1e-2, atol=0)
 
+    def test_a_state_that_is_no_number_has_radius_zero(self):
+        """Softplus is unbounded, and the weights are large: no box is known without the state."""
+        layer = LayerCase("dense", activation="softplus", shift=1.0, power=0.5, seed=97).layer()
+        layer.weight = layer.weight.detach() * 100
+        x = normal((2, 3), 1)
+        z = iterate(layer.bind(x).detach(), torch.ones(2, 4, dtype=torch.float64))
+        z[0, 0] = math.nan
+        head = (torch.tensor([[1.0] * 4, [0.0] * 4], dtype=torch.float64), None)
+        found = sd.robust_radius(layer, x, z, head)
+        assert float(found.radius[0]) == 0 and float(found.radius[1]) > 0
+
     def test_one_unproven_sample_has_radius_zero(self):
         """`z = tanh(3 z + x)`: three solutions at `x = 0`, one at `x = 9`."""
         layer = sd.SubhomLinear(

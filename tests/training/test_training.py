@@ -75,7 +75,7 @@ def test_resume_refuses_other_settings(trained, data, tmp_path):
 def test_checkpoint_round_trip(trained, data):
     stored = load_checkpoint(trained.checkpoint)
     assert stored.config == trained.config and stored.epoch == 4
-    assert stored.certificate == trained.certificate.to_dict()
+    assert stored.claim == trained.certificate.to_dict()
     model = build_model(stored.config, stored.image_shape, stored.classes)
     load_model_state(model, stored)
     assert evaluate(model, data.test_x, data.test_y) == trained.history[-1]["test_accuracy"]
