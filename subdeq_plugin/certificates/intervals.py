@@ -21,7 +21,17 @@ from ..degrees import REALS
 from ..layers import BoundMap, Normalizer
 from ..layers.operators import GraphOperator, Operator
 
-__all__ = ["ELEMENTARY_UNITS", "UNIT", "Box", "IntervalMap", "LinearMap", "gamma", "norm_bounds", "nudge"]
+__all__ = [
+    "ELEMENTARY_UNITS",
+    "UNIT",
+    "Box",
+    "IntervalMap",
+    "LinearMap",
+    "gamma",
+    "norm_bounds",
+    "normalized_image",
+    "nudge",
+]
 
 UNIT = 2.0**-53
 ELEMENTARY_UNITS = 64  # an elementary function of torch is taken to be accurate to 32 ulp, 64 times `UNIT`
@@ -146,7 +156,7 @@ def _norm_of(normalizer: Normalizer, value: Tensor, side: float) -> Tensor:
     return torch.where(top > 0, top * total ** (1 / normalizer.p) * (1 + side * slack), 0.0)
 
 
-def _normalized(normalizer: Normalizer, box: Box) -> Box:
+def normalized_image(normalizer: Normalizer, box: Box) -> Box:
     """`F / phi(F)` for all `F` of a box: an entry grows with its own numerator and shrinks with every other one."""
     dims = normalizer.dims
     lo, hi = box.lo.clamp(min=0), box.hi
@@ -272,7 +282,7 @@ class IntervalMap:
 
     def normalized(self, value: Box) -> Box:
         """The map after normalisation."""
-        return value if self.bound.normalizer is None else _normalized(self.bound.normalizer, value)
+        return value if self.bound.normalizer is None else normalized_image(self.bound.normalizer, value)
 
     def image(self, box: Box) -> Box:
         """`f(z)` for all `z` of the box."""

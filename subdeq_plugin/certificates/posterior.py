@@ -259,6 +259,8 @@ def first_step(function: BoxMap, proof: Proof) -> float:
         if proof.box is not None and bool((proof.box.clamp(start) != start).any()):
             raise CertificateError("the rate holds inside a box without the start of ones; pass first_step.")
         placed, exact = _place(function, proof, start)
+        if bool((function.argument(exact).hi > proof.reach).any()):
+            raise CertificateError("the start of ones lies outside the domain of the proof; pass first_step.")
         image = function.image(exact)
         flat = Box(function.flat(image.lo), function.flat(image.hi))
         step = float(_residual(proof, flat, function.flat(placed)).max())

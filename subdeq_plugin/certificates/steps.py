@@ -20,7 +20,7 @@ from ..degrees import POSITIVE, Degree
 from ..degrees.rules import add_constant, compose, linear, normalized
 from ..errors import DegreeError
 from ..layers import Normalizer
-from .intervals import Box, LinearMap, _normalized
+from .intervals import Box, LinearMap, normalized_image
 
 __all__ = ["AddStep", "LinearStep", "MaxStep", "NormStep", "PointStep", "Progress", "ReshapeStep", "ScaleStep", "Step"]
 
@@ -179,7 +179,7 @@ class NormStep(Step):
     def image(self, box: Box) -> Box:
         if not bool(box.hi.isfinite().all()):
             return Box(torch.zeros_like(box.lo), torch.ones_like(box.hi))  # no entry exceeds the norm
-        return _normalized(self.normalizer, box)
+        return normalized_image(self.normalizer, box)
 
     def extend(self, progress: Progress) -> Progress:
         return Progress(normalized(progress.degree), self.image(progress.box))

@@ -75,7 +75,9 @@ def show_advice(console: Console, advice: Sequence[Advice], survey: Survey | Non
     """Print what would give a proof, for every input or for the images that have none."""
     parts = [("to prove it for every input, one of:", advice)]
     if survey is not None:
-        parts.append(("to prove the first images that are not, one of:", survey.advice))
+        texts = [item.text for item in advice]  # what proves it for every input proves it for these
+        rest = [item for item in survey.advice if item.text not in texts]
+        parts.append(("to prove the first images that are not, one of:", rest))
     for title, items in parts:
         if items:
             console.print(title, highlight=False)

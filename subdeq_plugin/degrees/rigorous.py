@@ -30,6 +30,7 @@ _CENTRE = 2.0**6  # beyond it the boxes double in size
 _TAIL = 2.0**20  # where the lemmas for tails take over
 _BITS = 96
 _MAX_BOXES = 10_000
+_MAX_SLOPE_BOXES = 300  # an infinite slope is usually seen at once, and often asked for in vain
 
 Expression = Callable[[Jet], Jet]
 # tail(T, shift) bounds |t s'(t)| / (s(t) + shift) over all |t| >= T on its side, T >= 64.
@@ -162,7 +163,15 @@ def boxes(lo: float, hi: float) -> list[tuple[float, float]]:
 
 
 def _prove_piece(
-    goal: _Goal, piece: Piece, lo: float, hi: float, shift: float, name: str, gap: float, ceiling: float
+    goal: _Goal,
+    piece: Piece,
+    lo: float,
+    hi: float,
+    shift: float,
+    name: str,
+    gap: float,
+    ceiling: float,
+    most: int = _MAX_BOXES,
 ) -> tuple[float, bool]:
     """Upper bound of the goal on the bounded interval `[lo, hi]` of one piece, and whether `s' >= 0` there."""
     offset = arb(shift)
@@ -195,7 +204,7 @@ def _prove_piece(
         upper, a, b = heapq.heappop(heap)
         middle = a / 2 + b / 2
         count += 1
-        if not a < middle < b or count > _MAX_BOXES or b - a < _SMALLEST:
+        if not a < middle < b or count > most or b - a < _SMALLEST:
             if math.isfinite(upper):
                 return -upper, increasing  # not sharp to `gap`, but proven all the same
             raise DegreeError(
@@ -270,7 +279,14 @@ def prove_ratio(
 
 
 def _prove_both(
-    goals: Sequence[_Goal], pieces: Sequence[Piece], shift: float, lo: float, hi: float, name: str, gap: float
+    goals: Sequence[_Goal],
+    pieces: Sequence[Piece],
+    shift: float,
+    lo: float,
+    hi: float,
+    name: str,
+    gap: float,
+    most: int = _MAX_BOXES,
 ) -> tuple[float, float]:
     """Bounds of a quantity over the bounded interval `[lo, hi]`, from the goals of its negative and of itself."""
     bounds = [-math.inf, -math.inf]
@@ -280,7 +296,7 @@ def _prove_both(
                 a, b = max(piece.lo, lo), min(piece.hi, hi)
                 if a < b:
                     try:
-                        upper = _prove_piece(goal, piece, a, b, shift, name, gap, math.inf)[0]
+                        upper = _prove_piece(goal, piece, a, b, shift, name, gap, math.inf, most)[0]
                     except DegreeError:
                         upper = math.inf
                     bounds[side] = max(bounds[side], upper)
@@ -302,7 +318,7 @@ def prove_slope(
     """
     positive = not (power.is_integer() and power > 0)
     goals = tuple(_Goal(_slope(sign, power), positive=positive) for sign in (-1, 1))
-    return _prove_both(goals, pieces, shift, lo, hi, name, 1e-4)
+    return _prove_both(goals, pieces, shift, lo, hi, name, 1e-4, _MAX_SLOPE_BOXES)
 
 
 def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -> tuple[float, float]:

@@ -170,7 +170,7 @@ def _figures(report: Report) -> str:
     if certificate.unique:
         cards.append(("condition", _title(str(certificate.theorem))))
         if certificate.rate is not None:
-            cards.append(("each step shrinks the error by", f"{certificate.rate:.4g}"))
+            cards.append(("each step multiplies the error by at most", f"{certificate.rate:.4g}"))
         cards.append(("measured in", _METRICS.get(str(certificate.metric), str(certificate.metric))))
     if survey is not None:
         cards.append(("images proven", f"{survey.proven} of {survey.total}"))
@@ -230,8 +230,8 @@ def _images(report: Report) -> str:
 
 def _quantile_table(title: str, values: dict[str, float]) -> str:
     names = {"0": "smallest", "0.5": "median", "1": "largest"}
-    heads = tuple(names.get(part, f"{100 * float(part):g} %") for part in values)
-    return _table(title, heads, [tuple(f"{value:.3g}" for value in values.values())])
+    rows = [(names.get(part, f"{100 * float(part):g} % at most"), f"{value:.3g}") for part, value in values.items()]
+    return _facts_table(title, rows)
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -297,13 +297,12 @@ def _check(check: Check) -> str:
 
 
 def _model(report: Report) -> str:
-    if not report.facts:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in report.facts
-    )
-    table = f'<div class="wide"><table><caption>Settings and results</caption><tbody>{rows}</tbody></table></div>'
-    return _section("The model", table)
+    return _section("The model", _facts_table("Settings and results", report.facts)) if report.facts else ""
+
+
+def _facts_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
+    return f'<div class="wide"><table><caption>{escape(title)}</caption><tbody>{body}</tbody></table></div>'
 
 
 def _title(condition: str) -> str:

@@ -36,7 +36,8 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 caption { text-align: left; color: var(--quiet); font-size: .85rem; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--quiet); }
-td:only-child, th + td { overflow-wrap: anywhere; }
+th + td { overflow-wrap: anywhere; }
+th[scope="row"] { width: 45%; }
 td + td, td:first-child { white-space: nowrap; }
 ul { padding-left: 1.2rem; }
 li { margin: .4rem 0; }

@@ -15,7 +15,7 @@ from mpmath import mpf
 from torch import Tensor
 
 from subdeq_plugin.activations import register_activation
-from subdeq_plugin.certificates.intervals import Box, IntervalMap, LinearMap, _normalized
+from subdeq_plugin.certificates.intervals import Box, IntervalMap, LinearMap, normalized_image
 from subdeq_plugin.layers import BoundMap, MapSpec
 from subdeq_plugin.layers.normalize import Normalizer
 from subdeq_plugin.layers.operators import ConvOperator, DenseOperator, GraphOperator, Operator, Propagation, csr
@@ -331,7 +331,7 @@ GROUPINGS = [
 
 def check_normalised(normalizer: Normalizer, shape: tuple[int, ...], box: Box, tight: float | None) -> None:
     """Each entry's extremes are attained at two corners; they lie in the box, and near its ends."""
-    image = _normalized(normalizer, box)
+    image = normalized_image(normalizer, box)
     parts = groups(shape, normalizer.dims)
     with mp.workdps(40):
         for lo, hi, low, high in zip(
@@ -406,9 +406,9 @@ def test_ties_under_the_maximum_norm():
 def test_a_group_without_sense_knows_nothing_and_leaves_the_others_alone(p, lo, hi):
     good = ([0.5, 1.0], [1.0, 2.0])
     box = Box(torch.tensor([[lo, good[0]]], dtype=D), torch.tensor([[hi, good[1]]], dtype=D))
-    image = _normalized(Normalizer(p, "node", (-1,)), box)
+    image = normalized_image(Normalizer(p, "node", (-1,)), box)
     assert image.lo[0, 0].tolist() == [-INF, -INF] and image.hi[0, 0].tolist() == [INF, INF]
-    alone = _normalized(Normalizer(p, "node", (-1,)), Box(box.lo[:, 1:], box.hi[:, 1:]))
+    alone = normalized_image(Normalizer(p, "node", (-1,)), Box(box.lo[:, 1:], box.hi[:, 1:]))
     assert torch.equal(image.lo[:, 1:], alone.lo) and torch.equal(image.hi[:, 1:], alone.hi)
 
 

@@ -22,7 +22,7 @@ def images():
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory):
     """A model of which only some images are proven."""
-    return make(tmp_path_factory.mktemp("signed") / "a.safetensors", 2.8, weight="signed", shift=1.2).eval()
+    return make(tmp_path_factory.mktemp("signed") / "a.safetensors", 2.8, 10.0, weight="signed", shift=1.2).eval()
 
 
 def test_it_agrees_with_one_certificate_at_a_time(signed, images):
