@@ -32,7 +32,7 @@ from .intervals import UNIT, Box, IntervalMap, gamma
 from .posterior import error_interval
 from .proof import Proof
 
-__all__ = ["Robustness", "lipschitz_bound", "robust_radius"]
+__all__ = ["NORMS", "Robustness", "lipschitz_bound", "robust_radius"]
 
 NORMS = {"linf": math.inf, "l2": 2.0}
 _BISECTIONS = 16  # of the logarithm

@@ -22,12 +22,14 @@ from ..training import (
     evaluate,
     facts,
     load_checkpoint,
+    quantiles,
+    robust_radii,
     verify_certificate,
     write_page,
 )
 from ..training.checkpoint import load_model_state
 from ..training.loop import summarize
-from .output import show_advice, show_certificate, show_stored, show_survey, write_json
+from .output import show_advice, show_certificate, show_radii, show_stored, show_survey, write_json
 
 __all__ = ["certify_command"]
 
@@ -42,6 +44,9 @@ def certify_command(
     limit: Annotated[int | None, typer.Option(help="Look at the first so many test images only.")] = None,
     conditions: Annotated[
         str | None, typer.Option(help='Conditions to try, separated by commas, or "all"; default until one suffices.')
+    ] = None,
+    robust: Annotated[
+        str | None, typer.Option(help="Certify for each image a radius, linf or l2, within which no class changes.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the certificate as one HTML page to this file.")] = None,
     json_path: Annotated[
@@ -81,6 +86,19 @@ def certify_command(
         if bool(seen.errors.isfinite().all()):
             summary["largest_guaranteed_error"] = float(seen.errors.max())
         show_survey(console, seen, accuracy)
+        if robust is not None:
+            radii = robust_radii(model, data.test_x, robust)
+            right = radii.predicted == data.test_y
+            summary["robustness"] = {
+                "norm": robust,
+                "unit": "pixel value",
+                "certified": int((radii.radius > 0).sum()),
+                "radii": quantiles(radii.radius),
+                "certified_and_right": int(((radii.radius > 0) & right).sum()),
+            }
+            show_radii(console, robust, summary["robustness"], len(data.test_x))
+    elif robust is not None:
+        raise OptionError("--robust needs images: give --data, and --data-root where the data set has files.")
     elif not certificate.unique:
         console.print("single images may be provable: give --data-root (or --data digits)", highlight=False)
     show_advice(console, advice, seen)

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..training import StoredVerdict, Survey
 from ..training.survey import quantiles
 
-__all__ = ["proven_line", "show_advice", "show_certificate", "show_stored", "show_survey", "write_json"]
+__all__ = ["proven_line", "show_advice", "show_certificate", "show_radii", "show_stored", "show_survey", "write_json"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -83,3 +83,13 @@ def show_advice(console: Console, advice: Sequence[Advice], survey: Survey | Non
             console.print(title, highlight=False)
         for item in items:
             console.print(escape(f"  - {item}"), soft_wrap=True, highlight=False)
+
+
+def show_radii(console: Console, norm: str, found: dict[str, Any], total: int) -> None:
+    """Print certified radii."""
+    console.print(
+        f"{found['certified']} of {total} images have a certified {norm} radius, median {found['radii']['0.5']:.3g}, "
+        f"largest {found['radii']['1']:.3g} ({found['unit']}s); {found['certified_and_right']} of them are right",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -5,7 +5,8 @@ from .config import ImageClassifier, TrainConfig, build_model
 from .loop import TrainResult, evaluate, guaranteed_error, train
 from .page import Report, facts, write_page
 from .picture import convergence, draw
-from .survey import Survey, certify_images
+from .radii import robust_radii
+from .survey import Survey, certify_images, quantiles
 
 __all__ = [
     "Checkpoint",
@@ -23,6 +24,8 @@ __all__ = [
     "facts",
     "guaranteed_error",
     "load_checkpoint",
+    "quantiles",
+    "robust_radii",
     "save_checkpoint",
     "train",
     "verify_certificate",

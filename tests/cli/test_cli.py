@@ -49,7 +49,7 @@ def test_certify_and_its_exit_codes(run, tmp_path):
     assert content["certificate"]["theorem"] == "A" and content["largest_guaranteed_error"] < 2e-4
 
     signed = subdeq(
-        "train", "digits", "--epochs", 1, "--units", 8, "--weight", "signed", "--shift", 1.2, "--out", tmp_path / "s"
+        "train", "digits", "--epochs", 3, "--units", 16, "--weight", "signed", "--shift", 1.2, "--out", tmp_path / "s"
     )
     assert signed.returncode == 0, signed.stderr
     assert "NOT PROVEN" in signed.stdout and "smallest weight" in signed.stdout
