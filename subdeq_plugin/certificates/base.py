@@ -45,9 +45,9 @@ class Certificate:
         theorem: name of the strongest sufficient condition that holds, or None; statements in `docs/certificates.md`.
             "A" and "B" are the theorems of subhomogeneous maps.
         mu: the subhomogeneity degree behind the proof, or the one proven but too large for it; None where there is
-        none. rate: the proven contraction factor of one step, below 1, or None where only uniqueness and error are
-        proven. metric: of the rate and of the error bounds: "thompson", "hilbert", "linf" (maximum norm, weighted where
-        the
+            none.
+        rate: the proven contraction factor of one step, below 1, or None where only uniqueness and error are proven.
+        metric: of the rate and of the error bounds: "thompson", "hilbert", "linf" (maximum norm, weighted where the
             condition says so), "l1" or "l2"; None where no sample is proven.
         scope: the inputs and states the proof covers.
         checks: every hypothesis with its value and threshold, in the order tested.

@@ -1,17 +1,16 @@
 """Mixed-monotone enclosure: boxes that contain every fixed point, for weights of any sign.
 
 With `A = P - N`, `P, N >= 0`, and `f(x, y) = a(P x - N y + b) + c`, the map is `f(z, z)`, and interval evaluation is
-the decomposition's `[f(lo, hi), f(hi, lo)]` (rounded outwards). From a box that holds its own image, `box <- box &
-f(box)` shrinks, keeps every fixed point, and keeps mapping into itself; so each box holds a fixed point (Brouwer). A
-normalised map is enclosed in the same way, because `F_i / phi(F)` grows with `F_i` and shrinks with every other entry.
+the decomposition's `[f(lo, hi), f(hi, lo)]` (rounded outwards). From a box that holds its own image, the step
+`box <- box & f(box)` keeps every fixed point, and keeps mapping into itself; so each box holds a fixed point (Brouwer).
+A normalised map is enclosed in the same way: `F_i / phi(F)` grows with `F_i` and shrinks with every other entry.
 
 A box proves uniqueness where the map contracts on it: in Thompson's metric, if its degree on the box is below 1
-(theorem A; 1/2 under the conditions of theorem B), or in a weighted maximum norm, if the comparison matrix of `I -
-diag(a') A` is an M-matrix for every slope found on the box (A. Berman, R. Plemmons, *Nonnegative Matrices in the
+(theorem A; 1/2 under the conditions of theorem B), or in a weighted maximum norm, if the comparison matrix of
+`I - diag(a') A` is an M-matrix for every slope found on the box (A. Berman, R. Plemmons, *Nonnegative Matrices in the
 Mathematical Sciences*, SIAM 1994, chapter 6, doi:10.1137/1.9781611971262).
 
-Mixed monotonicity: S. Coogan, *Mixed monotonicity for reachability and safety in dynamical systems*, CDC 2020,
-doi:10.1109/CDC42340.2020.9304391.
+Mixed monotonicity: S. Coogan, *Mixed monotonicity for reachability and safety in dynamical systems*, CDC 2020.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ def invariant_box(function: IntervalMap) -> Box | None:
     """A box that holds every fixed point and its own image, or None where none was found.
 
     A bounded activation brings its range. An unbounded one with slopes of at most `L` brings
-    `|z| <= (I - L |A|)^-1 (|a(b)| + |c|)`, if the spectral radius of `L |A|` is below 1. The image of a norm lies in
-    [0, 1].
+    `|z| <= (I - L |A|)^-1 (|a(b)| + |c|)`, if the spectral radius of `L |A|` is below 1. A normalised state
+    has entries of at most 1.
     """
     activation, shape = function.bound.activation, function.shape
     if function.bound.normalizer is not None:

@@ -2,13 +2,13 @@
 
 At the fixed point `z*` with Jacobian `J`, a cotangent `g` leads to the adjoint `l = g + J^T l`, and every gradient is a
 bilinear expression of `l`, the slopes and `z*`. Given an approximate adjoint `m` and a box that holds `z*`, the
-residual `r = m - g - J^T m` is enclosed over all Jacobians on the box, and the error `e = m - l` satisfies `e = J^T e +
-r`:
+residual `r = m - g - J^T m` is enclosed over all Jacobians on the box. The error `e = m - l` satisfies
+`e = J^T e + r`, so:
 
 - `|e| <= K^T |e| + |r|` with `K >= |J|`. If `K v <= q v`, `v > 0`, `q < 1`, the Neumann sum `sum_k (K^T)^k |r|` bounds
   `|e|`; what is left after `k` terms has a `v`-weighted one-norm of at most `<v, (K^T)^k |r|> / (1 - q)`.
-- Where absolute values contract nowhere, the preconditioned Jacobian of `newton` gives `|e| <= |C^T| (I - |E|^T)^-1
-  |r|`.
+- Where absolute values contract nowhere, the preconditioned Jacobian of `newton` gives
+  `|e| <= |C^T| (I - |E|^T)^-1 |r|`.
 
 The derivation in full: `docs/gradients.md`.
 """

@@ -46,8 +46,7 @@ class Robustness:
 
     Attributes:
         radius: `(B,)` float64: for every input at most this far away the read-out's class is `predicted`; 0 where
-        nothing
-            could be proven even for the input itself.
+            nothing could be proven even for the input itself.
         predicted: `(B,)` int64, the class at the input.
         norm: of the distance: "linf" or "l2".
     """

@@ -83,7 +83,7 @@ def certify_command(
         seen = certify_images(model, data.test_x, conditions=names)
         accuracy = evaluate(model, data.test_x, data.test_y)
         summary |= {"survey": seen.to_dict(), "test_accuracy": accuracy}
-        if bool(seen.errors.isfinite().all()):
+        if bool(seen.errors.isfinite().all()) and len(seen.measures) == 1:
             summary["largest_guaranteed_error"] = float(seen.errors.max())
         show_survey(console, seen, accuracy)
         if robust is not None:

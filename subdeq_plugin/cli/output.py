@@ -53,7 +53,7 @@ def show_stored(console: Console, verdict: StoredVerdict) -> None:
 def show_survey(console: Console, survey: Survey, accuracy: float) -> None:
     """Print how many images are proven and by what, and how large the guaranteed errors and the rates are."""
     lines = []
-    if survey.proven == survey.total and survey.measures and bool(survey.errors.isfinite().all()):
+    if survey.proven == survey.total and len(survey.measures) == 1 and bool(survey.errors.isfinite().all()):
         lines.append(f"{proven_line(float(survey.errors.max()))}; test accuracy {100 * accuracy:.2f} %")
     else:
         lines.append(f"{survey.proven} of {survey.total} test images proven; test accuracy {100 * accuracy:.2f} %")

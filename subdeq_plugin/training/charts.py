@@ -55,7 +55,6 @@ def _svg(figure: Any, name: str, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     text = text.replace("xlink:href", "href").replace(_INK, "currentColor")
     # Several pictures share a page, hence its names.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
