@@ -112,7 +112,9 @@ def norm(subject: Subject) -> Outcome:
     value = found[metric]
     label = {"linf": "maximum norm", "l1": "sum norm", "l2": "Euclidean norm"}
     checks += tuple(
-        Check(f"slope times the induced {label[key]} of A", bound, "< 1 in one of the norms", value < 1, "", name)
+        Check(
+            f"slope times the induced {label[key]} of A", bound, "< 1 in one of the norms", found[metric] < 1, "", name
+        )
         for key, bound in found.items()
         if key != metric
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..training import (
     convergence,
     evaluate,
     facts,
+    gradient_errors,
     load_checkpoint,
     quantiles,
     robust_radii,
@@ -29,7 +31,7 @@ from ..training import (
 )
 from ..training.checkpoint import load_model_state
 from ..training.loop import summarize
-from .output import show_advice, show_certificate, show_radii, show_stored, show_survey, write_json
+from .output import show_advice, show_certificate, show_gradients, show_radii, show_stored, show_survey, write_json
 
 __all__ = ["certify_command"]
 
@@ -48,6 +50,9 @@ def certify_command(
     robust: Annotated[
         str | None, typer.Option(help="Certify for each image a radius, linf or l2, within which no class changes.")
     ] = None,
+    gradients: Annotated[
+        int, typer.Option(help="Bound the error of the model's gradients over the first so many test images.")
+    ] = 0,
     report: Annotated[Path | None, typer.Option(help="Write the certificate as one HTML page to this file.")] = None,
     json_path: Annotated[
         Path | None,
@@ -97,8 +102,16 @@ def certify_command(
                 "certified_and_right": int(((radii.radius > 0) & right).sum()),
             }
             show_radii(console, robust, summary["robustness"], len(data.test_x))
-    elif robust is not None:
-        raise OptionError("--robust needs images: give --data, and --data-root where the data set has files.")
+        if gradients > 0:
+            found = gradient_errors(model, data.test_x[:gradients], data.test_y[:gradients])
+            summary["gradients"] = [
+                {"tensor": item.tensor, "error": _finite(item.error), "largest": item.largest} for item in found
+            ]
+            show_gradients(console, found, min(gradients, len(data.test_x)))
+    elif robust is not None or gradients > 0:
+        raise OptionError(
+            "--robust and --gradients need images: give --data, and --data-root where the data set has files."
+        )
     elif not certificate.unique:
         console.print("single images may be provable: give --data-root (or --data digits)", highlight=False)
     show_advice(console, advice, seen)
@@ -112,6 +125,10 @@ def certify_command(
     if json_path is not None:
         write_json(json_path, summary)
     raise typer.Exit(0 if page.proven else 1)
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no infinity
 
 
 def _names(text: str) -> tuple[str, ...]:

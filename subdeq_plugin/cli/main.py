@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..errors import SubdeqError
 from .certify import certify_command
+from .certify_map import certify_map_command
 from .train import train_command
 
 __all__ = ["app", "run"]
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("train")(train_command)
 app.command("certify")(certify_command)
+app.command("certify-map")(certify_map_command)
 
 
 def run() -> None:

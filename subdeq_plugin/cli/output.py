@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,19 @@ from rich.markup import escape
 
 from ..certificates import Advice, Certificate
 from ..errors import DataError
-from ..training import StoredVerdict, Survey
+from ..training import GradientError, StoredVerdict, Survey
 from ..training.survey import quantiles
 
-__all__ = ["proven_line", "show_advice", "show_certificate", "show_radii", "show_stored", "show_survey", "write_json"]
+__all__ = [
+    "proven_line",
+    "show_advice",
+    "show_certificate",
+    "show_gradients",
+    "show_radii",
+    "show_stored",
+    "show_survey",
+    "write_json",
+]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -93,3 +103,14 @@ def show_radii(console: Console, norm: str, found: dict[str, Any], total: int) -
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_gradients(console: Console, found: Sequence[GradientError], count: int) -> None:
+    """Print how wrong gradients can be."""
+    for item in found:
+        bound = f"off by at most {item.error:.3g}" if math.isfinite(item.error) else "no bound is to be had"
+        console.print(
+            f"gradient of the mean loss over {count} images, {item.tensor}: {bound} (largest entry {item.largest:.3g})",
+            highlight=False,
+            soft_wrap=True,
+        )

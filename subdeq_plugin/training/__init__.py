@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpoint, StoredVerdict, load_checkpoint, save_checkpoint, verify_certificate
 from .config import ImageClassifier, TrainConfig, build_model
+from .gradients import GradientError, gradient_errors
 from .loop import TrainResult, evaluate, guaranteed_error, train
 from .page import Report, facts, write_page
 from .picture import convergence, draw
@@ -10,6 +11,7 @@ from .survey import Survey, certify_images, quantiles
 
 __all__ = [
     "Checkpoint",
+    "GradientError",
     "ImageClassifier",
     "Report",
     "StoredVerdict",
@@ -22,6 +24,7 @@ __all__ = [
     "draw",
     "evaluate",
     "facts",
+    "gradient_errors",
     "guaranteed_error",
     "load_checkpoint",
     "quantiles",

@@ -193,3 +193,17 @@ def test_exit_codes_of_the_process(proven, partly, tmp_path):
     refused = process(proven, "--limit", 5, "--report", tmp_path / "r.html")
     assert refused.returncode == 2 and "subdeq-plugin[plot]" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "r.html").exists()
+
+
+def test_gradients_and_radii(proven, tmp_path):
+    """What the command prints is in the JSON; nothing is promised without images or in an unknown norm."""
+    path = tmp_path / "g.json"
+    result = certify(proven, "--limit", 12, "--gradients", 8, "--robust", "l2", "--json", path)
+    assert result.exit_code == 0, result.output
+    assert "gradient of the mean loss over 8 images, weight: off by at most" in result.output
+    assert "of 12 images have a certified l2 radius" in result.output
+    found = content(path)
+    assert [item["tensor"] for item in found["gradients"]] == ["weight", "injection"]
+    assert all(0 < item["error"] < 0.05 * item["largest"] + 1e-4 for item in found["gradients"])
+    assert 0 < found["robustness"]["certified"] <= 12 and found["robustness"]["radii"]["1"] > 0
+    assert isinstance(certify(proven, "--limit", 2, "--robust", "l7").exception, OptionError)
