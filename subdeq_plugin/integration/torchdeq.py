@@ -88,7 +88,9 @@ class _Registered:
                 raise unknown_name(f"option of solver {self.settings.name}", name, table)
         settings = replace(self.settings, **options) if options else self.settings  # type: ignore[type-var]
         function = _unwrap(func)
-        contraction = certify(function).contraction if isinstance(function, BoundMap) else None
+        # Theorems A and B cost next to nothing; the other conditions have their price at every solve.
+        bound = isinstance(function, BoundMap)
+        contraction = certify(function, conditions="subhomogeneous").contraction if bound else None
         stop = Stop(tol, int(max_iter), stop_mode, tuple(int(index) for index in indexing or ()))
         solution = settings.solve(Problem.of(function, x0, contraction), x0, stop)
         return solution.value, list(solution.trajectory), statistics(solution)

@@ -15,6 +15,7 @@ from subdeq_plugin.errors import OptionError
 from subdeq_plugin.layers import BoundMap
 from subdeq_plugin.solvers import SOLVERS, Anderson, Gmres, Halpern, NewtonKrylov, Picard, Solver, solve
 from tests.contracts.solver_contract import Outcome, Route, SolverContract
+from tests.helpers import certify_structure
 from tests.problems import Map
 
 VARIANTS: dict[str, Solver] = {
@@ -31,7 +32,7 @@ def direct(name: str) -> Route:
     """`subdeq_plugin.solve`; the contraction is passed where there is a certificate, as the core does."""
 
     def run(function: Map, start: Tensor, **settings: Any) -> Outcome:
-        contraction = sd.certify(function).contraction if isinstance(function, BoundMap) else None
+        contraction = certify_structure(function).contraction if isinstance(function, BoundMap) else None
         solution = solve(function, start, VARIANTS[name], contraction=contraction, **settings)
         return Outcome(
             solution.value, list(solution.trajectory), solution.status, solution.abs_residual, solution.rel_residual,
