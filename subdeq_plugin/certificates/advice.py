@@ -22,6 +22,7 @@ from ..layers import BoundMap, MapSpec, SubhomGraph, SubhomLayer
 from ..layers.nonneg import make_nonneg
 from .base import Certificate
 from .engine import CONDITIONS, certify, recertify
+from .report import condition_title
 
 __all__ = ["Advice", "advise"]
 
@@ -186,7 +187,7 @@ def _together(trial: _Trial, repairs: Sequence[_Change], target: _Target) -> tup
 def _purpose(certificate: Certificate) -> str:
     rate = "" if certificate.rate is None else f" with factor {certificate.rate:.3g}"
     theorem = str(certificate.theorem)
-    name = f"theorem {theorem}" if theorem in ("A", "B") else f'the condition "{theorem}"'
+    name = condition_title(theorem) if theorem in ("A", "B") else f'the condition "{theorem}"'
     return f"proves exactly one fixed point by {name}{rate}, for {certificate.scope}"
 
 
@@ -269,7 +270,7 @@ def _with_activation(target: _Target, activation: Activation) -> _Target:
         return _rebuilt(target, shift=activation.shift, power=activation.power)
     layer = _copied(target)
     layer.activation = activation
-    layer.positive = layer._check_positivity()
+    layer.positive = layer.check_positivity()
     return layer
 
 
@@ -291,7 +292,7 @@ def _nonnegative(target: _Target, _: Any) -> _Target:
     if "weight" in layer._parameters:
         make_nonneg(layer, "weight", layer.nonneg)
     layer.weight_kind = "nonneg"
-    layer.positive = layer._check_positivity()
+    layer.positive = layer.check_positivity()
     return layer
 
 

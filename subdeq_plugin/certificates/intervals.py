@@ -20,6 +20,8 @@ from torch import Tensor
 from ..degrees import REALS
 from ..layers import BoundMap, Normalizer
 from ..layers.operators import GraphOperator, Operator
+from .verified import UNIT
+from .verified import gamma as roundings
 
 __all__ = [
     "ELEMENTARY_UNITS",
@@ -33,7 +35,6 @@ __all__ = [
     "nudge",
 ]
 
-UNIT = 2.0**-53
 ELEMENTARY_UNITS = 64  # an elementary function of torch is taken to be accurate to 32 ulp, 64 times `UNIT`
 _SUBNORMAL = 2.0**-1022  # more than a product loses by gradual underflow
 _FEW_SUBNORMALS = 2.0**-1060  # more than the rounding of a handful of subnormal results
@@ -41,7 +42,7 @@ _FEW_SUBNORMALS = 2.0**-1060  # more than the rounding of a handful of subnormal
 
 def gamma(terms: int) -> float:
     """Relative error bound of a sum of `terms` products, with room for a handful of roundings in using it."""
-    return (terms + 4) * UNIT * (1 + 2.0**-20)
+    return roundings(terms + 4)
 
 
 def nudge(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

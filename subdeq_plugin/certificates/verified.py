@@ -15,10 +15,19 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["UNDERFLOW", "gamma", "largest_eigenvalue", "perron_bound", "positive_definite", "scaled_by_power", "up"]
+__all__ = [
+    "UNDERFLOW",
+    "UNIT",
+    "gamma",
+    "largest_eigenvalue",
+    "perron_bound",
+    "positive_definite",
+    "scaled_by_power",
+    "up",
+]
 
 UNDERFLOW = 2.0**-1000  # times a number of operations on entries of moderate size: what underflow adds to their result
-_UNIT = 2.0**-53
+UNIT = 2.0**-53
 _MIXING = 2.0**-50  # of the largest entry, added to every entry of a power iterate
 _SMALLEST = 2.0**-100  # of the largest entry, what entries of a start are raised to
 _LOST = 2.0**-600  # underflow in a nonnegative map, with intermediate results multiplied by up to 2**400
@@ -26,7 +35,7 @@ _LOST = 2.0**-600  # underflow in a nonnegative map, with intermediate results m
 
 def gamma(operations: int) -> float:
     """Upper bound on the relative error of a chain of roundings; infinite where there are too many for a bound."""
-    small = operations * _UNIT
+    small = operations * UNIT
     return small / (1 - small) * (1 + 2.0**-50) if small < 0.25 else math.inf
 
 

@@ -313,12 +313,12 @@ def prove_slope(
 ) -> tuple[float, float]:
     """Bounds of Clarke's subdifferential of `(s + shift) ** power` over the bounded interval `[lo, hi]`.
 
-    They are sharp to 1e-4, and infinite where not provable. At a joint of two pieces both one-sided slopes count,
+    They are sharp to 4e-6, and infinite where not provable. At a joint of two pieces both one-sided slopes count,
     and they span the subdifferential.
     """
     positive = not (power.is_integer() and power > 0)
     goals = tuple(_Goal(_slope(sign, power), positive=positive) for sign in (-1, 1))
-    return _prove_both(goals, pieces, shift, lo, hi, name, 1e-4, _MAX_SLOPE_BOXES)
+    return _prove_both(goals, pieces, shift, lo, hi, name, 4e-6, _MAX_SLOPE_BOXES)
 
 
 def enclose_range(pieces: Sequence[Piece], shift: float, lo: float, hi: float) -> tuple[float, float]:

@@ -147,9 +147,9 @@ class SubhomLayer(nn.Module, ABC):
         self.nonneg = nonneg
         self.injection_place = injection
         self.injection_map = injection_map
-        self.positive = self._check_positivity()
+        self.positive = self.check_positivity()
 
-    def _check_positivity(self) -> bool:
+    def check_positivity(self) -> bool:
         """Whether the layer keeps states positive; refuse combinations that cannot work at all."""
         needs = POSITIVE if self.weight_kind == "nonneg" else REALS
         try:

@@ -10,6 +10,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 
 from ..certificates import Advice, Certificate, Check
+from ..certificates.report import METRIC_NAMES, condition_title
 from ..errors import DataError
 from .charts import convergence_chart, error_chart
 from .checkpoint import Checkpoint, StoredVerdict
@@ -18,13 +19,6 @@ from .survey import Survey, quantiles
 
 __all__ = ["Report", "facts", "write_page"]
 
-_METRICS = {
-    "thompson": "Thompson's metric",
-    "hilbert": "Hilbert's metric",
-    "linf": "maximum norm",
-    "l1": "sum norm",
-    "l2": "Euclidean norm",
-}
 _PLAIN_PROVEN = (
     "Among the states that the scope below names there is one equilibrium and only one, so the answer does not depend "
     "on the solver or on where it starts. The guaranteed errors bound how far a computed equilibrium can be from the "
@@ -171,11 +165,11 @@ def _figures(report: Report) -> str:
         cards.append(("condition", _title(str(certificate.theorem))))
         if certificate.rate is not None:
             cards.append(("each step multiplies the error by at most", f"{certificate.rate:.4g}"))
-        cards.append(("measured in", _METRICS.get(str(certificate.metric), str(certificate.metric))))
+        cards.append(("measured in", METRIC_NAMES.get(str(certificate.metric), str(certificate.metric))))
     if survey is not None:
         cards.append(("images proven", f"{survey.proven} of {survey.total}"))
         for metric in survey.measures:
-            name = "" if len(survey.measures) == 1 else f" ({_METRICS.get(metric, metric)})"
+            name = "" if len(survey.measures) == 1 else f" ({METRIC_NAMES.get(metric, metric)})"
             cards.append((f"largest guaranteed error{name}", f"{float(survey.errors_in(metric).max()):.3g}"))
     if not cards:
         return ""
@@ -216,10 +210,10 @@ def _images(report: Report) -> str:
     content = [_table("Images by the condition that proves them", ("condition", "images", "share"), rows)]
     for number, metric in enumerate(survey.measures):
         errors = survey.errors_in(metric)
-        title = f"Guaranteed error, {_METRICS.get(metric, metric)}"
+        title = f"Guaranteed error, {METRIC_NAMES.get(metric, metric)}"
         content.append(f"<h3>{escape(title)}</h3>")
         content.append(_paragraph(_PLAIN_METRIC.get(metric, "")))
-        content.append(f"<figure>{error_chart(errors, _METRICS.get(metric, metric), number)}</figure>")
+        content.append(f"<figure>{error_chart(errors, METRIC_NAMES.get(metric, metric), number)}</figure>")
         content.append(_quantile_table(f"Quantiles over {len(errors)} images", quantiles(errors)))
     rates = survey.rates[~survey.rates.isnan()]
     if len(rates):
@@ -247,7 +241,7 @@ def _convergence(report: Report) -> str:
     if report.convergence is None:
         return ""
     steps, rate, name = report.convergence
-    metric = _METRICS.get(name, name)
+    metric = METRIC_NAMES.get(name, name)
     steps = list(takewhile(math.isfinite, steps))
     if not steps:
         return ""
@@ -306,6 +300,5 @@ def _facts_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _title(condition: str) -> str:
-    if condition in ("A", "B"):
-        return f"Theorem {condition}"
-    return condition[:1].upper() + condition[1:]
+    title = condition_title(condition)
+    return title[:1].upper() + title[1:]

@@ -234,8 +234,8 @@ def test_bounds_over_domains_are_sharp(name, power):
         assert high <= float(values.max()) * (1 + 1e-6)
         # The steps of the sample miss the extrema by a little, and a joint has two slopes.
         assert flat <= slopes.min() + 1e-12 and slopes.max() <= steep + 1e-12
-        assert steep - slopes.max() <= 2e-4 * (1 + abs(steep)) or name == "ranges_root"
-        assert slopes.min() - flat <= 2e-4 * (1 + abs(flat)) or name == "ranges_root"
+        assert steep - slopes.max() <= 1e-5 * (1 + abs(steep)) or name == "ranges_root"
+        assert slopes.min() - flat <= 1e-5 * (1 + abs(flat)) or name == "ranges_root"
         ratio = (slopes.abs() / values).max()
         assert ratio <= activation.log_slope(domain) <= ratio + 1e-5 or name == "ranges_root"
 

@@ -31,14 +31,14 @@ def solver(key: str) -> Any:
 class Counting(BoundMap):
     """A bound map that counts its evaluations."""
 
-    calls: list[int] = field(default_factory=list)
+    calls: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, bound: BoundMap) -> Counting:
         return cls(bound.operator, bound.activation, bound.inner, bound.outer, bound.normalizer, bound.positive)
 
     def __call__(self, z: Tensor) -> Tensor:
-        self.calls.append(1)
+        self.calls.append(z.clone())
         return super().__call__(z)
 
 
@@ -373,12 +373,11 @@ class TestArguments:
         """The evaluation at which the value was tested, among all that were spent."""
         proof = sd.certify(bound)
         worse = replace(proof, proofs=tuple(replace(part, factor=part.factor * 1e5) for part in proof.proofs))
-        found = sd.solve(bound, bound.start(), solver("picard"), certified_tol=1e-4, certificate=worse)
-        z = bound.start()
-        for _ in range(int(found.iterations.max()) - 1):
-            z = bound(z)
-        rows = found.iterations == found.iterations.max()
-        torch.testing.assert_close(found.value[rows], z[rows], rtol=1e-9, atol=0)
+        counting = Counting.of(bound)
+        found = sd.solve(counting, bound.start(), solver("picard"), certified_tol=1e-4, certificate=worse)
+        assert len(counting.calls) == found.evaluations
+        for row, number in enumerate(found.iterations.tolist()):
+            torch.testing.assert_close(found.value[row], counting.calls[number - 1][row], rtol=0, atol=0)
 
     @pytest.mark.parametrize("limit", [1, 2, 4, 6, 9])
     @pytest.mark.parametrize("key", SOLVERS)
