@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BridgeError",
     "CertificateError",
     "CheckpointError",
     "ConvergenceError",
@@ -54,6 +55,10 @@ class CheckpointError(SubdeqError, RuntimeError):
 
 class DataError(SubdeqError, RuntimeError):
     """A data file is missing or malformed."""
+
+
+class BridgeError(SubdeqError, RuntimeError):
+    """Julia cannot be found, started or used; the message says what was looked for and the remedy."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     MAX_ITERATIONS = 2
     DIVERGED = 3
     NONFINITE = 4
+    STALLED = 5
 
     @property
     def message(self) -> str:
@@ -42,6 +43,9 @@ _MESSAGES = {
     Status.DIVERGED: (
         "The iterates left the range of floating-point numbers; the map is no contraction here: certify the layer, "
         "or try subdeq:newton_krylov from another start."
+    ),
+    Status.STALLED: (
+        "The method makes no more progress; try julia:newton_krylov, subdeq:newton_krylov, or another start."
     ),
     Status.NONFINITE: "The map returned NaN or infinity at the start; check this sample's input for NaN or infinity.",
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import mpmath as mp
 import numpy as np
+import pytest
 import torch
 from mpmath import mpf
 from torch import Tensor
@@ -21,6 +22,12 @@ from subdeq_plugin.layers import BoundMap, SubhomConv2d, SubhomGraph, SubhomLaye
 def certify_structure(target: Any, x: Any = None) -> Certificate:
     """Theorems A and B alone: what the other conditions may prove is tested elsewhere."""
     return certify(target, x, conditions="subhomogeneous")
+
+
+def marked(keys: Iterable[Any]) -> list[Any]:
+    """Solver keys, or tuples that hold some, as parameters; those of Julia's solvers need a Julia."""
+    rows = [key if isinstance(key, tuple) else (key,) for key in keys]
+    return [pytest.param(*row, marks=[pytest.mark.julia] if "julia:" in str(row) else []) for row in rows]
 
 
 Scalar = Callable[[mpf], mpf]

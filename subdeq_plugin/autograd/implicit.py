@@ -97,6 +97,8 @@ class _AdjointEquation:
     g: Tensor
     transposed: Callable[[Tensor], Tensor]
     sample_dims: int
+    primal: object  # the map whose Jacobian this is, and where; None for a callable
+    state: Tensor
     positive: bool = False
     affine: bool = True
 
@@ -160,7 +162,7 @@ class _Implicit(torch.autograd.Function):
         with torch.no_grad():
             frozen = ctx.equation.with_tensors([tensor.detach() for tensor in theta])
             jacobian = frozen.linearize(z.detach())
-            equation = _AdjointEquation(g.detach(), jacobian.vjp, frozen.sample_dims)
+            equation = _AdjointEquation(g.detach(), jacobian.vjp, frozen.sample_dims, frozen, z.detach())
             u = ctx.adjoint.solve(equation, g.detach(), z.detach())
         if higher:
             primal = ctx.equation.with_tensors(theta)
@@ -220,7 +222,8 @@ class _Attached(torch.autograd.Function):
         def transposed(u: Tensor) -> Tensor:
             return torch.autograd.grad(image, at, u, retain_graph=True, materialize_grads=True)[0]
 
-        return ctx.adjoint.solve(_AdjointEquation(g, transposed, max(z.dim() - 1, 0)), g, None), None, None, None
+        equation = _AdjointEquation(g, transposed, max(z.dim() - 1, 0), None, z)
+        return ctx.adjoint.solve(equation, g, None), None, None, None
 
 
 def attach(function: Callable[[Tensor], Tensor], solution: Tensor, adjoint: Adjoint) -> Tensor:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from ..errors import SubdeqError
 from .certify import certify_command
 from .certify_map import certify_map_command
+from .doctor import doctor_command
 from .train import train_command
 
 __all__ = ["app", "run"]
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("certify")(certify_command)
 app.command("certify-map")(certify_map_command)
+app.command("doctor")(doctor_command)
 
 
 def run() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import fields
 from urllib.parse import parse_qsl
 
+from ..bridge import SOLVERS as JULIA_SOLVERS
 from ..errors import OptionError, unknown_name
 from ..solvers import SOLVERS, Solver
 
 __all__ = ["FAMILIES", "canonical_key", "parse_solver"]
 
 # Solver families by the prefix of their keys.
-FAMILIES: dict[str, dict[str, type[Solver]]] = {"subdeq": dict(SOLVERS)}
+FAMILIES: dict[str, dict[str, type[Solver]]] = {"subdeq": dict(SOLVERS), "julia": dict(JULIA_SOLVERS)}
 
 
 def _convert(option: str, text: str, kind: type) -> int | float | bool | str:

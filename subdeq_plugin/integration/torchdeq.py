@@ -21,7 +21,7 @@ from ..certificates import certify
 from ..errors import OptionError, unknown_name
 from ..layers import BoundMap, make_nonneg, undo_nonneg
 from ..result import Solution, Status
-from ..solvers import Problem, Solver, Stop
+from ..solvers import Iteration, Problem, Solver, Stop
 from .spec import FAMILIES, canonical_key, parse_solver
 
 __all__ = [
@@ -97,7 +97,7 @@ class _Registered:
 
 
 @dataclass(frozen=True)
-class _Foreign(Solver):
+class _Foreign(Iteration):
     """A solver of torchdeq, or of the user, behind our interface; its result is measured anew."""
 
     name: ClassVar[str] = "foreign"

@@ -11,7 +11,7 @@ from ..metrics import Contraction
 from ..result import Solution
 from .anderson import Anderson
 from .auto import Auto
-from .base import STOP_MODES, FixedPointMap, Problem, Solver, Stop
+from .base import STOP_MODES, AdjointMap, FixedPointMap, Iteration, Problem, Solver, Stop, require
 from .gmres import Gmres
 from .halpern import Halpern
 from .newton_krylov import NewtonKrylov
@@ -20,16 +20,19 @@ from .picard import Picard
 __all__ = [
     "SOLVERS",
     "STOP_MODES",
+    "AdjointMap",
     "Anderson",
     "Auto",
     "FixedPointMap",
     "Gmres",
     "Halpern",
+    "Iteration",
     "NewtonKrylov",
     "Picard",
     "Problem",
     "Solver",
     "Stop",
+    "require",
     "solve",
 ]
 

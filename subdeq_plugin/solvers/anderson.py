@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Problem, Solver, require
+from .base import Iteration, Problem, require
 
 __all__ = ["Anderson"]
 
@@ -32,7 +32,7 @@ class _History:
 
 
 @dataclass(frozen=True)
-class Anderson(Solver):
+class Anderson(Iteration):
     """`z <- z + damping r - (dZ + damping dR) gamma`, where `gamma` minimises `|r - dR gamma|` and `r = f(z) - z`.
 
     The least-squares problem is regularised relative to its own scale, so that small residuals (gradients, late

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..metrics import Contraction
 from ..result import Solution
 from .anderson import Anderson
-from .base import Problem, Solver, Stop, require
+from .base import Iteration, Problem, Stop, require
 from .gmres import Gmres
 from .loop import advance, iterate
 
@@ -21,7 +21,7 @@ _PROBE = 2  # plain steps after which the observed rate predicts the rest
 
 
 @dataclass(frozen=True)
-class Auto(Solver):
+class Auto(Iteration):
     """Plain iteration for as many steps as a proven contraction needs, without a test in between; else acceleration.
 
     With a proven rate `q`, the distance of successive iterates shrinks at least like `q**k`, so the number of steps is
@@ -67,7 +67,7 @@ class Auto(Solver):
         return iterate(problem, self, z.reshape(problem.shape), stop, evaluations=taken)
 
     @staticmethod
-    def _accelerated(problem: Problem) -> Solver:
+    def _accelerated(problem: Problem) -> Iteration:
         return Gmres() if problem.affine else Anderson()
 
     @staticmethod

@@ -20,7 +20,7 @@ from ..errors import OptionError, unknown_name
 from ..metrics import METRICS, Contraction
 from ..result import Solution
 
-__all__ = ["STOP_MODES", "FixedPointMap", "Problem", "Solver", "Stop", "require"]
+__all__ = ["STOP_MODES", "AdjointMap", "FixedPointMap", "Iteration", "Problem", "Solver", "Stop", "require"]
 
 STOP_MODES = ("abs", "rel", *METRICS)
 
@@ -52,6 +52,20 @@ class FixedPointMap(Protocol):
     def linearize(self, z: Tensor) -> _Linearization:
         """The Jacobian at `z` as products with tangents and cotangents."""
         ...
+
+
+@runtime_checkable
+class AdjointMap(Protocol):
+    """`u -> g + J^T u` for the Jacobian `J` of `primal` at `state`: the adjoint equation of a fixed point."""
+
+    @property
+    def g(self) -> Tensor: ...
+
+    @property
+    def primal(self) -> object: ...
+
+    @property
+    def state(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,7 @@ class Stop:
 
 
 class Solver(ABC):
-    """Base of the solvers. A subclass is a frozen dataclass and one file; `iterate` is the only loop."""
+    """Base of the solvers. A subclass is a frozen dataclass whose fields are its options."""
 
     name: ClassVar[str]
 
@@ -220,6 +234,26 @@ class Solver(ABC):
             OptionError: naming the option, its value and its range.
         """
 
+    def solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
+        """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`."""
+        with torch.no_grad(), autocast_off(z0.device):
+            return self._run(problem, z0.detach(), stop)
+
+    @abstractmethod
+    def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
+        """What `solve` does, already without autograd and without autocast."""
+
+    @classmethod
+    def options(cls) -> dict[str, type]:
+        """The options and their types, for checking and for documentation."""
+        kinds: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+        # `from __future__ import annotations` makes the annotation of a field its source text.
+        return {option.name: kinds[str(option.type)] for option in fields(cls)}  # type: ignore[arg-type]
+
+
+class Iteration(Solver):
+    """Base of the solvers that are a step; the loop around it is `iterate`."""
+
     @abstractmethod
     def start(self, problem: Problem, z: Tensor) -> Any:
         """A fresh state for one solve from `z (B, N)`."""
@@ -232,23 +266,10 @@ class Solver(ABC):
         `fz`, and never shows a step a pair `(z, fz)` in which `fz` is not `f(z)`.
         """
 
-    def solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
-        """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`."""
-        with torch.no_grad(), autocast_off(z0.device):
-            return self._run(problem, z0.detach(), stop)
-
     def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
-        """What `solve` does; only a solver that is more than a step overrides it."""
         from .loop import iterate
 
         return iterate(problem, self, z0, stop)
-
-    @classmethod
-    def options(cls) -> dict[str, type]:
-        """The options and their types, for checking and for documentation."""
-        kinds: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-        # `from __future__ import annotations` makes the annotation of a field its source text.
-        return {option.name: kinds[str(option.type)] for option in fields(cls)}  # type: ignore[arg-type]
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Problem, Solver, require
+from .base import Iteration, Problem, require
 from .krylov import gmres
 
 __all__ = ["Gmres"]
@@ -19,7 +19,7 @@ class _Count:
 
 
 @dataclass(frozen=True)
-class Gmres(Solver):
+class Gmres(Iteration):
     """`z <- z + d` with `(I - A) d = f(z) - z`, where `A v` is a difference of `f`, or the map's own product.
 
     For `f(z) = A z + c` one step solves the problem to `linear_rtol`, and further ones refine it. For other maps the

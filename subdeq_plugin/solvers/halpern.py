@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Problem, Solver, require
+from .base import Iteration, Problem, require
 
 __all__ = ["Halpern"]
 
@@ -26,7 +26,7 @@ class _Anchor:
 
 
 @dataclass(frozen=True)
-class Halpern(Solver):
+class Halpern(Iteration):
     """`z <- w anchor + (1 - w) f(z)` with `w = 1 / (k + 2)`, `k` counted from the anchor.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..metrics import METRICS
 from ..result import Solution, Status
-from .base import Problem, Solver, Stop
+from .base import Iteration, Problem, Stop
 
 __all__ = ["advance", "iterate"]
 
@@ -66,7 +66,7 @@ class _Best:
         self.stalled = torch.where(better, 0, self.stalled + 1)
 
 
-def iterate(problem: Problem, solver: Solver, z0: Tensor, stop: Stop, *, evaluations: int = 0) -> Solution:
+def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, evaluations: int = 0) -> Solution:
     """Run `solver` on `problem` from `z0`.
 
     Args:

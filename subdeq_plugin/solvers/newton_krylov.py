@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Problem, Solver, require
+from .base import Iteration, Problem, require
 from .krylov import gmres
 
 __all__ = ["NewtonKrylov"]
@@ -28,7 +28,7 @@ class _Search:
 
 
 @dataclass(frozen=True)
-class NewtonKrylov(Solver):
+class NewtonKrylov(Iteration):
     """`z <- z + length * d` with `(I - J) d = f(z) - z` solved roughly by GMRES.
 
     `J v` is the map's own exact product where it brings one, else a difference quotient. A sample whose residual did

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Problem, Solver, require
+from .base import Iteration, Problem, require
 
 __all__ = ["Picard"]
 
 
 @dataclass(frozen=True)
-class Picard(Solver):
+class Picard(Iteration):
     """`z <- (1 - damping) z + damping f(z)`.
 
     Attributes:

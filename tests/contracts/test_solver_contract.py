@@ -11,11 +11,13 @@ from torchdeq.solver import get_solver
 from torchdeq.solver.stat import SolverStat
 
 import subdeq_plugin as sd
+from subdeq_plugin.bridge.solver import NewtonKrylov as NewtonKrylovInJulia
 from subdeq_plugin.errors import OptionError
+from subdeq_plugin.integration.spec import FAMILIES
 from subdeq_plugin.layers import BoundMap
 from subdeq_plugin.solvers import SOLVERS, Anderson, Gmres, Halpern, NewtonKrylov, Picard, Solver, solve
 from tests.contracts.solver_contract import Outcome, Route, SolverContract
-from tests.helpers import certify_structure
+from tests.helpers import certify_structure, marked
 from tests.problems import Map
 
 VARIANTS: dict[str, Solver] = {
@@ -28,12 +30,18 @@ VARIANTS: dict[str, Solver] = {
 }
 
 
+JULIA_VARIANTS: dict[str, Solver] = {
+    **{f"julia-{name}": kind(native=False) for name, kind in FAMILIES["julia"].items()},  # type: ignore[call-arg]
+    "julia-newton_krylov-fine": NewtonKrylovInJulia(native=False, linear_rtol=1e-8),
+}
+
+
 def direct(name: str) -> Route:
     """`subdeq_plugin.solve`; the contraction is passed where there is a certificate, as the core does."""
 
     def run(function: Map, start: Tensor, **settings: Any) -> Outcome:
         contraction = certify_structure(function).contraction if isinstance(function, BoundMap) else None
-        solution = solve(function, start, VARIANTS[name], contraction=contraction, **settings)
+        solution = solve(function, start, {**VARIANTS, **JULIA_VARIANTS}[name], contraction=contraction, **settings)
         return Outcome(
             solution.value, list(solution.trajectory), solution.status, solution.abs_residual, solution.rel_residual,
             solution.iterations, solution.abs_trace, solution.rel_trace, solution.evaluations,
@@ -63,8 +71,17 @@ class TestDirect(SolverContract):
         return direct(request.param)
 
 
+@pytest.mark.julia
+class TestJulia(SolverContract):
+    """By torchdeq's door a layer is solved inside Julia; here torch evaluates every map."""
+
+    @pytest.fixture(params=list(JULIA_VARIANTS))
+    def route(self, request):
+        return direct(request.param)
+
+
 class TestTorchdeq(SolverContract):
-    @pytest.fixture(params=sd.register())
+    @pytest.fixture(params=marked(sd.register()))
     def route(self, request):
         return through_torchdeq(request.param)
 
@@ -91,7 +108,8 @@ def _options(route: Route) -> dict[str, type]:
 
 
 def test_every_solver_has_its_keys():
-    assert {f"subdeq:{name}" for name in SOLVERS} == set(sd.register())
+    subdeq, julia = ({f"{family}:{name}" for name in solvers} for family, solvers in FAMILIES.items())
+    assert subdeq | julia == set(sd.register())
 
 
 def test_a_misspelt_option_points_at_the_right_one():

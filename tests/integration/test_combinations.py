@@ -15,6 +15,7 @@ from torchdeq.norm import apply_norm, remove_norm, reset_norm
 import subdeq_plugin as sd
 from subdeq_plugin.errors import OptionError
 from subdeq_plugin.result import Status
+from tests.helpers import marked
 from tests.problems import make_input, make_layer, normal, residuals, with_norm
 
 OURS = tuple(sd.register())
@@ -66,7 +67,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("core", "f_solver", "b_solver"), COMBINATIONS)
+@pytest.mark.parametrize(("core", "f_solver", "b_solver"), marked(COMBINATIONS))
 def test_one_fixed_point_and_one_gradient(core, f_solver, b_solver, problem):
     deq = get_deq(**settings(core, f_solver, b_solver))
     out, info = deq(lambda z: problem.layer(z, problem.x), problem.start)
@@ -76,7 +77,7 @@ def test_one_fixed_point_and_one_gradient(core, f_solver, b_solver, problem):
 
 
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("f_solver", OURS)
+@pytest.mark.parametrize("f_solver", marked(OURS))
 def test_a_bound_map_is_recognised_in_every_core(core, f_solver, problem):
     out, info = get_deq(**settings(core, f_solver, "subdeq:auto"))(problem.layer.bind(problem.x), problem.start)
     problem.check(out[-1])
@@ -85,7 +86,7 @@ def test_a_bound_map_is_recognised_in_every_core(core, f_solver, problem):
         assert info["abs_trace"].shape[1] < info["evaluations"], "the certificate was used"
 
 
-@pytest.mark.parametrize("solver", OURS)
+@pytest.mark.parametrize("solver", marked(OURS))
 def test_the_hook_variant_of_implicit_differentiation(solver, problem):
     deq = get_deq(**settings("indexing", solver, solver, hook_ift=True))
     out, _ = deq(lambda z: problem.layer(z, problem.x), problem.start)
@@ -93,7 +94,7 @@ def test_the_hook_variant_of_implicit_differentiation(solver, problem):
 
 
 @pytest.mark.parametrize("core", ["indexing", "sliced"])
-@pytest.mark.parametrize("solver", OURS)
+@pytest.mark.parametrize("solver", marked(OURS))
 @pytest.mark.parametrize("sampling", [{"n_states": 3}, {"n_states": 7}, {"indexing": [1]}, {"indexing": [4, 9, 20]}])
 @pytest.mark.parametrize("bound", [False, True])
 def test_several_states_and_the_last_one_has_the_implicit_gradient(core, solver, sampling, bound, problem):
@@ -107,7 +108,7 @@ def test_several_states_and_the_last_one_has_the_implicit_gradient(core, solver,
 
 
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("solver", OURS)
+@pytest.mark.parametrize("solver", marked(OURS))
 def test_evaluation_mode_gives_the_fixed_point(core, solver, problem):
     deq = get_deq(**settings(core, solver, solver)).eval()
     out, info = deq(lambda z: problem.layer(z, problem.x), problem.start, sradius_mode=True)
@@ -119,7 +120,7 @@ def test_evaluation_mode_gives_the_fixed_point(core, solver, problem):
 
 
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("solver", [*OURS, "fixed_point_iter"])
+@pytest.mark.parametrize("solver", [*marked(OURS), "fixed_point_iter"])
 def test_a_list_of_tensors_is_one_state(core, solver):
     a = with_norm(normal(6, 6, seed=3), 0.6).requires_grad_()
     x = normal(2, 6, seed=4)
@@ -142,7 +143,7 @@ def test_a_list_of_tensors_is_one_state(core, solver):
     assert info["abs_lowest"].shape == (2,)
 
 
-@pytest.mark.parametrize("solver", OURS)
+@pytest.mark.parametrize("solver", marked(OURS))
 def test_a_foreign_state_list_without_statistics_is_refused_clearly(solver):
     deq = DEQIndexing(f_solver=solver, no_stat=True, ift=True)
     with pytest.raises(sd.SubdeqError, match=r"z0 must be a torch\.Tensor, got list"):
@@ -167,7 +168,7 @@ def test_the_status_reaches_the_caller_through_torchdeqs_cores():
 # torchdeq's losses and norms
 
 
-@pytest.mark.parametrize("solver", OURS)
+@pytest.mark.parametrize("solver", marked(OURS))
 def test_fixed_point_correction(solver, problem):
     deq = get_deq(**settings("indexing", solver, solver, n_states=3))
     out, _ = deq(lambda z: problem.layer(z, problem.x), problem.start)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import subdeq_plugin as sd
 from subdeq_plugin.errors import ConvergenceWarning, DomainError, OptionError, ShapeError
+from tests.helpers import marked
 from tests.problems import make_input, make_layer, normal, residuals
 
 LAYERS = {
@@ -224,7 +225,7 @@ def test_autocast(name, inside):
         assert float((one - other).abs().max()) <= 0.25 * size
 
 
-@pytest.mark.parametrize("solver", sd.register())
+@pytest.mark.parametrize("solver", marked(sd.register()))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_in_half_precision(solver, dtype):
     layer, x = make_layer("dense", 23, torch.float32, shift=0.5), make_input("dense", 23, torch.float32)

@@ -16,10 +16,12 @@ from torchdeq.solver import get_solver, register_solver
 
 import subdeq_plugin as sd
 from subdeq_plugin.errors import OptionError
-from subdeq_plugin.integration.spec import canonical_key
+from subdeq_plugin.integration.spec import FAMILIES, canonical_key
 from subdeq_plugin.integration.torchdeq import find_solver
-from subdeq_plugin.solvers import SOLVERS, Anderson, Auto, Gmres, Halpern, NewtonKrylov, Picard
+from subdeq_plugin.solvers import Anderson, Auto, Gmres, Halpern, NewtonKrylov, Picard
 from tests.problems import residuals
+
+KEYS = tuple(f"{family}:{name}" for family, solvers in FAMILIES.items() for name in solvers)
 
 KEYS = {
     "subdeq:auto": Auto(),
@@ -96,10 +98,11 @@ def test_the_canonical_key_leaves_out_defaults_and_orders_the_rest():
 
 
 def test_every_option_of_every_solver_is_reachable():
-    for name, kind in SOLVERS.items():
-        assert set(kind.options()) == {option.name for option in fields(kind)}
-        for option in fields(kind):
-            assert sd.parse_solver(f"subdeq:{name}?{option.name}={option.default}") == kind()
+    for family, solvers in FAMILIES.items():
+        for name, kind in solvers.items():
+            assert set(kind.options()) == {option.name for option in fields(kind)}
+            for option in fields(kind):
+                assert sd.parse_solver(f"{family}:{name}?{option.name}={option.default}") == kind()
 
 
 # Registries
@@ -107,7 +110,7 @@ def test_every_option_of_every_solver_is_reachable():
 
 def test_registering_again_changes_nothing():
     before = dict(torchdeq.solver._solvers), dict(core._core), dict(base_norm._norm_class)
-    assert sd.register() == sd.register() == tuple(f"subdeq:{name}" for name in SOLVERS)
+    assert sd.register() == sd.register() == KEYS
     assert (torchdeq.solver._solvers, core._core, base_norm._norm_class) == before
 
 

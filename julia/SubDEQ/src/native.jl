@@ -1,0 +1,127 @@
+# Solves of whole batches inside Julia: blocks of columns, shared out among the threads.
+
+"""
+    Result
+
+What became of every sample of a batch: vectors over the samples, and two totals.
+"""
+struct Result
+    outcome::Vector{Outcome}
+    absolute::Vector{Float64}
+    relative::Vector{Float64}
+    iterations::Vector{Int}
+    evaluations::Threads.Atomic{Int}  # of blocks of columns, the largest number any thread made
+    products::Threads.Atomic{Int}
+end
+Result(samples::Integer) = Result(fill(NONFINITE, samples), fill(Inf, samples), fill(Inf, samples), zeros(Int, samples),
+    Threads.Atomic{Int}(0), Threads.Atomic{Int}(0))
+
+Base.length(r::Result) = length(r.outcome)
+
+function record!(r::Result, s::Session, value, columns)
+    for (lane, column) in zip(s.lanes, columns)
+        copyto!(view(value, :, column), lane.best)
+        r.outcome[column] = lane.outcome
+        r.absolute[column], r.relative[column] = lane.residual[1], lane.residual[2]
+        r.iterations[column] = lane.iteration
+    end
+    Threads.atomic_max!(r.evaluations, s.evaluations)
+    Threads.atomic_max!(r.products, s.products)
+    return r
+end
+
+"""
+    columns_of(map::LayerMap, range)
+
+The map for a range of samples, without a copy.
+"""
+columns_of(map::LayerMap, range) = LayerMap(map.operator, map.activation;
+    inner = _columns(map.inner, range), outer = _columns(map.outer, range), normalizer = map.normalizer)
+
+_columns(::Nothing, range) = nothing
+_columns(m::Matrix, range) = unsafe_wrap(Array, pointer(m, (first(range) - 1) * size(m, 1) + 1), (size(m, 1), length(range)))
+
+# About so many states does a lane keep: its columns, the solver's cache and the Krylov basis.
+const _STATES_PER_LANE = 60
+const _BLOCK_BYTES = 2^28
+const _WIDEST = 128
+
+function block_width(::Type{T}, entries, samples) where {T}
+    width = clamp(_BLOCK_BYTES ÷ (_STATES_PER_LANE * entries * sizeof(T)), 1, _WIDEST)
+    return min(width, cld(samples, Threads.nthreads()))
+end
+
+"""
+    solve!(value, map::LayerMap, method::Solver, goal::Goal; cancelled = () -> false)
+
+Solve `z = f(z)` for every column of `value`, the starts, which the solutions replace. Samples do not influence each
+other. Returns a [`Result`](@ref).
+
+Throws an `InterruptException` when `cancelled()`, and whatever a solver throws that is no failure of a sample.
+"""
+function solve!(value::Matrix{T}, map::LayerMap{T}, method::Solver, goal::Goal{T}; cancelled = () -> false) where {T}
+    return each_block(value, method, false) do session, range
+        server = LayerServer(columns_of(map, range), session.Z)
+        run!(session, server, goal; cancelled)
+    end
+end
+
+"""
+    solve_adjoint!(value, map::LayerMap, z, g, method::Solver, goal::Goal; cancelled = () -> false)
+
+Solve `u = g + J(z)ᵀ u` for every column, with GMRES; `value` holds the starts, which the solutions replace. Returns a
+[`Result`](@ref).
+"""
+function solve_adjoint!(value::Matrix{T}, map::LayerMap{T}, z::Matrix{T}, g::Matrix{T}, method::Solver, goal::Goal{T};
+        cancelled = () -> false) where {T}
+    return each_block(value, method, true) do session, range
+        primal = LayerServer(columns_of(map, range), session.Z)
+        all = 1:length(range)
+        evaluate!(session.F, primal, _columns(z, range), all)
+        linearize!(primal, session.F, all)
+        run!(session, AdjointServer(primal, _columns(g, range)), goal; cancelled)
+    end
+end
+
+function each_block(f::F, value::Matrix{T}, method, affine) where {F,T}
+    entries, samples = size(value)
+    result = Result(samples)
+    width = block_width(T, entries, samples)
+    ranges = collect(Iterators.partition(1:samples, width))
+    work(range) = begin
+        key = (method.name, method.options, T, entries, length(range), affine, Threads.threadid())
+        with_session(key, () -> Session{T}(method, entries, length(range); affine)) do session
+            copyto!(session.Z, _columns(value, range))
+            f(session, range)
+            record!(result, session, value, range)
+        end
+    end
+    if length(ranges) == 1 || Threads.nthreads() == 1
+        foreach(work, ranges)
+    else
+        # Coroutines stay on the thread that started them, hence the fixed schedule.
+        Threads.@threads :static for range in ranges
+            work(range)
+        end
+    end
+    return result
+end
+
+# Sessions are used again, with their coroutines and caches: a training loop solves the same shape again and again.
+const _SESSIONS = Dict{Any,Any}()
+const _RECENT = Any[]
+const _LOCK = ReentrantLock()
+const _MOST_SESSIONS = 16
+
+function with_session(f::F, key, make) where {F}
+    session = lock(() -> pop!(_SESSIONS, key, nothing), _LOCK)
+    session = @something session make()
+    result = f(session)  # a session that threw is not used again
+    lock(_LOCK) do
+        _SESSIONS[key] = session
+        filter!(!=(key), _RECENT)
+        push!(_RECENT, key)
+        length(_RECENT) > _MOST_SESSIONS && delete!(_SESSIONS, popfirst!(_RECENT))
+    end
+    return result
+end

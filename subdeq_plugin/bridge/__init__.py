@@ -1,0 +1,6 @@
+"""The bridge to Julia: which one, the thread that owns it, and its methods as solvers. Importing it starts nothing."""
+
+from .runtime import runtime
+from .solver import SOLVERS, JuliaSolver
+
+__all__ = ["SOLVERS", "JuliaSolver", "runtime"]

@@ -1,0 +1,243 @@
+"""The one thread that owns Julia; the only file that imports juliacall.
+
+Julia called from a second Python thread hangs for ever as soon as its garbage collector runs (PythonCall.jl #578), and
+torch runs backward passes on threads of its own. So one thread starts Julia and makes every call; all others post jobs
+to it and wait. A job never calls back: where Julia needs a map of the caller's, the job ends with that request, and the
+caller answers it on its own thread with the next job (reverse communication).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..errors import BridgeError
+from .config import check_versions, find_route, prepare, sources
+
+__all__ = ["Julia", "Runtime", "probe", "runtime"]
+
+T = TypeVar("T")
+_SILENT = 2.0  # seconds of starting after which the user is told what takes so long
+
+
+class Julia:
+    """What jobs are given: the functions of `SubDEQ.Bridge`, and what this Julia is. Used on the owner thread only."""
+
+    def __init__(self, main: Any) -> None:
+        self._main = main
+        self.bridge = main.SubDEQ.Bridge
+        self._methods: dict[tuple[Any, ...], Any] = {}
+        # Looked up once: every evaluation calls it.
+        self.advance: Callable[[int], int] = self.bridge.advance_session
+
+    def method(self, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+        """The method of that name and options, made once."""
+        key = (name, options)
+        if key not in self._methods:
+            self._methods[key] = self.bridge.solver(name, options)
+        return self._methods[key]
+
+    def ask(self, code: str) -> Any:
+        """The value of a Julia expression; never of anything a user wrote."""
+        return self._main.seval(code)
+
+
+class _Job(Generic[T]):
+    def __init__(self, work: Callable[[Julia], T]) -> None:
+        self.work: Callable[[Julia], T] | None = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.finished = threading.Lock()
+        self.finished.acquire()
+
+
+class Runtime:
+    """Julia behind a queue of jobs. Started by the first of them."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._failure: BridgeError | None = None
+        self._forked = False
+        self.seconds = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether Julia has been started and can be used."""
+        return self._thread is not None and self._failure is None and not self._forked
+
+    def call(self, work: Callable[[Julia], T]) -> T:
+        """`work(julia)` on the owner thread; its exceptions are raised here.
+
+        Whatever the job creates in Julia must not leave it: return numbers, strings and tensors only.
+
+        Raises:
+            BridgeError: Julia cannot be found, started or used here, or it raised.
+        """
+        if threading.current_thread() is self._thread:
+            raise BridgeError("a job on Julia's thread posted another job and would wait for itself.")
+        self._start()
+        job = _Job(work)
+        self._jobs.put(job)
+        job.finished.acquire()  # Ctrl-C gets through; the job then ends by itself
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _start(self) -> None:
+        if self._forked:
+            raise BridgeError(
+                "this process was forked from one in which Julia was running, and Julia does not survive a fork. Start "
+                'worker processes with multiprocessing.get_context("spawn").'
+            )
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._launch()
+        if self._failure is not None:
+            raise self._failure
+
+    def _launch(self) -> None:
+        ready = threading.Event()
+        thread = threading.Thread(target=self._own, args=(ready,), name="subdeq-julia", daemon=True)
+        begun = time.perf_counter()
+        thread.start()
+        if not ready.wait(_SILENT):
+            print("subdeq: starting Julia; the first start compiles for a minute or more.", file=sys.stderr, flush=True)
+            ready.wait()
+            print(f"subdeq: Julia is ready after {time.perf_counter() - begun:.0f} s.", file=sys.stderr, flush=True)
+        self.seconds = time.perf_counter() - begun
+        self._thread = thread
+        if self._failure is None:
+            os.register_at_fork(after_in_child=self._poison)
+            atexit.register(self._stop)
+
+    def _poison(self) -> None:
+        self._forked = True
+
+    def _stop(self) -> None:
+        if self._thread is not None and not self._forked:
+            self._jobs.put(None)
+            self._thread.join(timeout=10)
+
+    def _own(self, ready: threading.Event) -> None:
+        try:
+            julia, shut_down = _start_julia()
+        except BridgeError as error:
+            self._failure = error
+            return
+        except Exception as error:
+            self._failure = BridgeError(f"Julia could not be started: {type(error).__name__}: {error}")
+            return
+        finally:
+            ready.set()
+        from juliacall import JuliaError
+
+        while (job := self._jobs.get()) is not None:
+            try:
+                job.result = job.work(julia)  # type: ignore[misc]
+            except JuliaError as error:
+                # Its text needs Julia, and it holds Julia objects, which must not be freed on another thread.
+                job.error = BridgeError(f"Julia raised: {error}")
+                job.error.__suppress_context__ = True
+                error.__traceback__ = None
+            except BaseException as error:
+                job.error = error
+            job.work = None
+            job.finished.release()
+            del job
+        shut_down()
+
+
+def _start_julia() -> tuple[Julia, Callable[[], None]]:
+    """Import juliacall on this thread; returns Julia and what ends it."""
+    if "juliacall" in sys.modules:
+        raise BridgeError(
+            "juliacall was imported before, so Julia belongs to the thread that did it, and calls from another would "
+            "hang. Let subdeq_plugin start Julia: call subdeq_plugin.start_julia() before anything imports juliacall."
+        )
+    route = find_route()
+    prepare(route, os.environ)
+    exits: list[Callable[[], Any]] = []
+    register = atexit.register
+
+    def collect(function: Callable[[], Any]) -> Callable[[], Any]:
+        exits.append(function)
+        return function
+
+    try:
+        # Julia must be shut down by the thread that owns it; juliacall would do it on the main thread.
+        atexit.register = collect  # type: ignore[assignment]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+            import juliacall
+    finally:
+        atexit.register = register
+    main = juliacall.Main
+    versions = main.seval("(string(VERSION), string(pkgversion(PythonCall)), Threads.nthreads())")
+    check_versions(juliacall.__version__, str(versions[1]), str(versions[0]), int(versions[2]))
+    _load(main)
+    julia = Julia(main)
+    julia.bridge.blas_threads(torch.get_num_threads())
+
+    def shut_down() -> None:
+        for function in exits:
+            function()
+
+    return julia, shut_down
+
+
+def _load(main: Any) -> None:
+    """`import SubDEQ`, from the active project where it has it, else from our own sources."""
+    folder = str(sources())
+    try:
+        main.seval(f'push!(LOAD_PATH, raw"{folder}")')
+        main.seval("import SubDEQ")
+    except Exception as error:
+        raise BridgeError(
+            f"Julia cannot load the package SubDEQ from {folder}: {str(error).splitlines()[0]} "
+            "Run `subdeq doctor` to see which packages are missing."
+        ) from None
+
+
+_RUNTIME = Runtime()
+
+
+def runtime() -> Runtime:
+    """Julia in this process; there can be only one."""
+    return _RUNTIME
+
+
+def probe() -> dict[str, Any]:
+    """Start Julia and say what it is: for `subdeq doctor`.
+
+    Returns:
+        `julia`, `threads`, `blas`, `blas_threads`, `cuda`, and the `seconds` the start took.
+
+    Raises:
+        BridgeError: it cannot be started.
+    """
+
+    def look(julia: Julia) -> dict[str, Any]:
+        libraries = 'join((basename(l.libname) for l in SubDEQ.LinearAlgebra.BLAS.get_config().loaded_libs), ", ")'
+        extension = 'isnothing(Base.get_extension(SubDEQ, :SubDEQCUDAExt)) ? "not loaded" : "loaded"'
+        return {
+            "julia": str(julia.ask("string(VERSION)")),
+            "threads": int(julia.ask("Threads.nthreads()")),
+            "blas": str(julia.ask(libraries)),
+            "blas_threads": int(julia.ask("SubDEQ.LinearAlgebra.BLAS.get_num_threads()")),
+            "cuda": str(julia.ask(extension)),
+        }
+
+    found = _RUNTIME.call(look)
+    return {**found, "seconds": round(_RUNTIME.seconds, 1)}
