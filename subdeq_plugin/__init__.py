@@ -4,6 +4,7 @@ Importing the package registers its solvers, its certified core and its weight c
 """
 
 from .activations import Activation, activation_names, register_activation
+from .bridge import start_julia
 from .certificates import (
     Advice,
     Certificate,
@@ -73,6 +74,7 @@ __all__ = [
     "robust_radius",
     "solve",
     "solver",
+    "start_julia",
     "thompson",
 ]
 

@@ -1,6 +1,6 @@
 """The bridge to Julia: which one, the thread that owns it, and its methods as solvers. Importing it starts nothing."""
 
-from .runtime import runtime
+from .runtime import runtime, start_julia
 from .solver import SOLVERS, JuliaSolver
 
-__all__ = ["SOLVERS", "JuliaSolver", "runtime"]
+__all__ = ["SOLVERS", "JuliaSolver", "runtime", "start_julia"]

@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import BridgeError
 from ..result import Solution
 from ..solvers import FixedPointMap, Problem, Stop
 from .runtime import Julia, Runtime
 from .tensors import Shape, Staging, StagingPool, working_dtype
 
-__all__ = ["MEASURES", "Request", "solve_callback"]
+__all__ = ["MEASURES", "NoTransposedProduct", "Request", "solve_callback"]
 
 # The stop modes as `SubDEQ.Measure` numbers them.
 MEASURES = {"abs": 1, "rel": 2, "thompson": 3, "hilbert": 4}
+
+
+class NoTransposedProduct(BridgeError):
+    """A method needs `J^T u` of a map that autograd cannot differentiate, such as torchdeq's own backward equation."""
 
 
 class Request(IntEnum):
@@ -131,8 +136,10 @@ class _Exchange:
         outcome, _, _, iteration = staging.statistics.to(value.device).unbind(dim=1)
         unseen = iteration == 0  # no evaluation of this sample was of any use
         absolute, relative = (torch.where(unseen, torch.inf, part) for part in (absolute, relative))
-        traces = trace.to(value.device, value.dtype).permute(2, 1, 0).contiguous()
-        traces[:, :, -1] = torch.stack([absolute, relative])
+        # Julia sums in another order than torch: the last digit of the smallest residual is torch's.
+        final = torch.stack([absolute, relative])[:, :, None]
+        traces = torch.maximum(trace.to(value.device, value.dtype).permute(2, 1, 0), final)
+        traces[:, :, -1:] = final
         # torchdeq pairs recorded states with gradient functions, the last of which must see the final state.
         recorded = self._recorded + [value] * (len(self._stop.indexing) - len(self._recorded))
         if recorded:
@@ -173,5 +180,7 @@ class _Products:
                 at = self._z.detach().requires_grad_()
                 self._graph = (self._problem.evaluate(at), at)
         image, at = self._graph
+        if not image.requires_grad:
+            raise NoTransposedProduct("the map's value does not depend on its argument as far as autograd can see.")
         (product,) = torch.autograd.grad(image, at, u, retain_graph=True, materialize_grads=True)
         return product

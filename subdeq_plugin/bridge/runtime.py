@@ -23,7 +23,7 @@ import torch
 from ..errors import BridgeError
 from .config import check_versions, find_route, prepare, sources
 
-__all__ = ["Julia", "Runtime", "probe", "runtime"]
+__all__ = ["Julia", "Runtime", "probe", "runtime", "start_julia"]
 
 T = TypeVar("T")
 _SILENT = 2.0  # seconds of starting after which the user is told what takes so long
@@ -161,7 +161,7 @@ class Runtime:
 
 def _start_julia() -> tuple[Julia, Callable[[], None]]:
     """Import juliacall on this thread; returns Julia and what ends it."""
-    if "juliacall" in sys.modules:
+    if sys.modules.get("juliacall") is not None:
         raise BridgeError(
             "juliacall was imported before, so Julia belongs to the thread that did it, and calls from another would "
             "hang. Let subdeq_plugin start Julia: call subdeq_plugin.start_julia() before anything imports juliacall."
@@ -216,6 +216,17 @@ _RUNTIME = Runtime()
 def runtime() -> Runtime:
     """Julia in this process; there can be only one."""
     return _RUNTIME
+
+
+def start_julia() -> None:
+    """Start Julia now instead of at the first solve that needs it; nothing where it runs already.
+
+    Worth calling before anything else imports juliacall: Julia belongs to the thread that starts it.
+
+    Raises:
+        BridgeError: Julia cannot be found or started; the message says what was looked for and the remedy.
+    """
+    _RUNTIME.call(lambda julia: None)
 
 
 def probe() -> dict[str, Any]:

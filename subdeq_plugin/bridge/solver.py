@@ -13,7 +13,7 @@ from ..errors import BridgeError, ConvergenceError, ConvergenceWarning, unknown_
 from ..result import Solution, Status
 from ..solvers import SOLVERS as TORCH_SOLVERS
 from ..solvers import Picard, Problem, Solver, Stop, require
-from .callback import solve_callback
+from .callback import NoTransposedProduct, solve_callback
 from .native import is_native, solve_native
 from .runtime import runtime
 from .tensors import StagingPool
@@ -111,7 +111,12 @@ class JuliaSolver(Solver):
         status = torch.where(claimed, missed, found.status)
         status = torch.where(tested.status == Status.CONVERGED, int(Status.CONVERGED), status)
         return replace(
-            tested, status=status, iterations=found.iterations, evaluations=spent, linear_evaluations=products
+            tested,
+            status=status,
+            iterations=found.iterations,
+            evaluations=spent,
+            linear_evaluations=products,
+            trajectory=(state,) * len(stop.indexing),
         )
 
     @staticmethod
@@ -215,9 +220,20 @@ class NewtonRaphson(JuliaSolver):
 
 @dataclass(frozen=True)
 class TrustRegion(_Krylov):
-    """Dogleg trust region with matrix-free GMRES."""
+    """Dogleg trust region with matrix-free GMRES.
+
+    It needs products with the transposed Jacobian. Where autograd cannot give them, as for the backward equation of
+    torchdeq's own cores, Newton's method takes its place: on an affine map the two take the same steps.
+    """
 
     name: ClassVar[str] = "trust_region"
+
+    def _solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
+        try:
+            return super()._solve(problem, z0, stop)
+        except NoTransposedProduct:
+            other = NewtonKrylov(self.native, self.on_failure, self.linear_rtol, self.krylov_dim)
+            return other._solve(problem, z0, stop)
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ def test_under_autocast():
 
 
 @pytest.mark.julia
+@pytest.mark.filterwarnings("ignore")  # Dynamo, tracing autograd functions, warns of its own doings
 @pytest.mark.parametrize("core", ["indexing", "subdeq"])
 def test_under_torch_compile(core):
     """The bridge is a clean graph break: the rest may be compiled around it."""

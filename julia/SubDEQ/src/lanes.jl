@@ -52,14 +52,14 @@ mutable struct Lane{T}
     iteration::Int            # the evaluation of the best state
     evaluations::Int
     stalled::Int
-    retried::Bool
+    retries::Int              # failures of the solver since the last progress
     outcome::Outcome
     failure::Union{Nothing,CapturedException}
     home::Task
     task::Task
     function Lane(point::Vector{T}, image, tangent, product) where {T}
         lane = new{T}(point, image, tangent, product, IDLE, Goal{T}(0, 0, ABSOLUTE, false), nothing, false, false,
-            similar(point), similar(point), (T(Inf), T(Inf), T(Inf)), 0, 0, 0, false, NONFINITE, nothing)
+            similar(point), similar(point), (T(Inf), T(Inf), T(Inf)), 0, 0, 0, 0, NONFINITE, nothing)
         lane.home = current_task()
         lane.task = Task(() -> live(lane))
         return lane
@@ -93,9 +93,9 @@ function begin!(lane::Lane{T}, start, goal::Goal{T}) where {T}
     lane.goal = goal
     copyto!(lane.best, start)
     copyto!(lane.best_image, start)
-    lane.known = lane.linearized = lane.retried = false
+    lane.known = lane.linearized = false
     lane.residual = (T(Inf), T(Inf), T(Inf))
-    lane.iteration = lane.evaluations = lane.stalled = 0
+    lane.iteration = lane.evaluations = lane.stalled = lane.retries = 0
     lane.failure = nothing
     lane.request = IDLE
     return lane
@@ -127,6 +127,7 @@ Bring `f(u)` into `lane.image`, judging `u` on the way; nothing is done where `u
 """
 function evaluate!(lane::Lane, u)
     lane.known && u == lane.point && return lane.image
+    converged(lane) && throw(Decided(CONVERGED))  # in the middle of a step that would go on
     lane.evaluations < lane.goal.limit || throw(Decided(MAX_ITERATIONS))
     all(isfinite, u) && !(lane.goal.positive && !all(>(0), u)) || throw(Inadmissible())
     copyto!(lane.point, u)
@@ -192,7 +193,7 @@ function observe!(lane::Lane{T}) where {T}
         lane.residual = residual
         lane.iteration = lane.evaluations
         lane.stalled = 0
-        lane.retried = false
+        lane.retries = 0
         copyto!(lane.best, lane.point)
         copyto!(lane.best_image, lane.image)
     else

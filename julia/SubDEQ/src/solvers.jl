@@ -111,31 +111,40 @@ end
 
 # What a lane runs for a nonlinear map. The cache of NonlinearSolve.jl is kept for the next sample.
 mutable struct NonlinearWork{T}
-    const method::Solver
+    const solver::Solver
     const start::Vector{T}
     cache::Any
 end
-NonlinearWork{T}(method, entries) where {T} = NonlinearWork{T}(method, Vector{T}(undef, entries), nothing)
+NonlinearWork{T}(solver, entries) where {T} = NonlinearWork{T}(solver, Vector{T}(undef, entries), nothing)
+
+# Where a solver cannot go on, plain applications of the map from the best state come in, more of them each time, before
+# it is started anew: plain iteration is what the theory vouches for. Progress makes the count start again.
+const _RETRIES = 5
 
 function (work::NonlinearWork)(lane::Lane)
-    u = copyto!(work.start, lane.best)
+    copyto!(work.start, lane.best)
     while true
-        outcome, final = attempt!(work, lane, u)
+        outcome, final = attempt!(work, lane)
         final && return outcome
         isfinite(lane.residual[3]) || return NONFINITE
-        lane.retried && return tiny(lane) ? ROUNDING_FLOOR : outcome
-        # A plain application of the map, once; a second failure without progress in between is the last.
-        lane.retried = true
-        copyto!(u, lane.best_image)
+        lane.retries == _RETRIES && return tiny(lane) ? ROUNDING_FLOOR : outcome
+        lane.retries += 1
+        copyto!(work.start, lane.best_image)
     end
 end
 
-# The outcome, and whether it is final: the method may go on from another state.
-function attempt!(work::NonlinearWork, lane::Lane, u)
+# The outcome, and whether it is final: the solver may go on from another state.
+function attempt!(work::NonlinearWork, lane::Lane)
+    u = work.start
     try
         evaluate!(lane, u)
+        for _ in 2:2^lane.retries
+            converged(lane) && break
+            copyto!(u, lane.image)
+            evaluate!(lane, u)
+        end
         converged(lane) && return CONVERGED, true
-        algorithm = SOLVERS[work.method.name](work.method, length(u))
+        algorithm = SOLVERS[work.solver.name](work.solver, length(u))
         isnothing(algorithm) && return plain!(lane)
         start!(work, lane, u, algorithm)
         return steps!(work.cache, lane)
@@ -155,17 +164,21 @@ function plain!(lane::Lane)
     end
 end
 
+# Algorithms whose caches `reinit!` puts back to their first state. The others keep damping, trust radius, line-search
+# history or an approximate Jacobian of the sample before.
+const _REUSABLE = ("newton_krylov", "newton_raphson")
+
 function start!(work::NonlinearWork{T}, lane::Lane{T}, u, algorithm) where {T}
-    if !isnothing(work.cache)
+    if !isnothing(work.cache) && work.solver.name in _REUSABLE
         SciMLBase.reinit!(work.cache, u; p = lane)
         return work
     end
-    dense = work.method.name == "newton_raphson"
+    dense = work.solver.name == "newton_raphson"
     f = NonlinearFunction{true}(residual!; jvp = residual_jvp!, vjp = residual_vjp!,
         jac = dense ? residual_jacobian! : nothing)
     # The lane judges the states itself, so the tolerances of the package never end a solve.
-    linear = (; abstol = zero(T), reltol = T(option(work.method, :linear_rtol, 1e-2)),
-        maxiters = Int(option(work.method, :krylov_dim, 30)))
+    linear = (; abstol = zero(T), reltol = T(option(work.solver, :linear_rtol, 1e-2)),
+        maxiters = Int(option(work.solver, :krylov_dim, 30)))
     work.cache = init(NonlinearProblem(f, copy(u), lane), algorithm; abstol = zero(T), reltol = zero(T),
         maxiters = typemax(Int) ÷ 2, termination_condition = AbsNormTerminationMode(_largest),
         linsolve_kwargs = dense ? (;) : linear, verbose = false)
