@@ -74,8 +74,9 @@ class JuliaSolver(Solver):
 
     def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
         self.prepare(problem, z0)
-        # Dynamo would try to trace into the bridge.
-        solution = torch.compiler.disable(self._solve)(problem, z0, stop)
+        # Dynamo must not trace into the bridge. It is asked for only where it is at work: importing it takes seconds.
+        solve = torch.compiler.disable(self._solve) if torch.compiler.is_compiling() else self._solve
+        solution = solve(problem, z0, stop)
         return self._react(solution, problem, z0, stop)
 
     def prepare(self, problem: Problem, z0: Tensor) -> None:
