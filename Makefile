@@ -13,7 +13,7 @@ else
 $(error TORCH must be cpu or cuda, got "$(TORCH)")
 endif
 
-.PHONY: run test falsify lint type docs clean
+.PHONY: run test test-julia falsify lint type docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ run: $(VENV)/.run-$(TORCH)
 ## the whole test suite; two processes, one thread each
 test: $(VENV)/.dev-$(TORCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+## the tests of the Julia package, in the Julia that `subdeq doctor --use-julia` chose; says so where there is none
+test-julia: $(VENV)/.dev-$(TORCH)
+	$(BIN)/python tests/julia_package.py
 
 ## attack the certificates of 100,000 layers: most of an hour on two cores; resumes where it was interrupted
 falsify: $(VENV)/.dev-$(TORCH)

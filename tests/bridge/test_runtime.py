@@ -75,14 +75,14 @@ def test_eight_threads_and_a_backward_worker_survive_garbage_collection(native):
 
     def collecting(bound):
         def f(z):
-            runtime().call(lambda julia: julia.ask(COLLECT) and None)
+            runtime().call(lambda julia: julia.ask("GC.gc(false)") and None)
             return bound(z)
 
         return f
 
     def work(index: int) -> None:
         bound = problems[index]
-        for _ in range(3):
+        for _ in range(2):
             function = bound if native == "true" else collecting(bound)
             solution = sd.solve(function, ones_for(bound), sd.parse_solver(key), tol=1e-10, max_iter=200)
             runtime().call(lambda julia: julia.ask(COLLECT) and None)
@@ -94,7 +94,7 @@ def test_eight_threads_and_a_backward_worker_survive_garbage_collection(native):
     for thread in threads:
         thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)
-    assert all(len(values) == 3 and max(values) < 1e-9 for values in found.values())
+    assert all(len(values) == 2 and max(values) < 1e-9 for values in found.values())
 
 
 def test_a_backward_pass_on_another_thread_collects_and_finishes():
@@ -250,7 +250,7 @@ def test_ten_thousand_solves_do_not_grow_memory(native):
 
     many(2000)
     before = _resident()
-    many(5000)
+    many(8000)
     assert _resident() - before < 40 * 2**20
 
 

@@ -71,7 +71,9 @@ activate!(y, a::Activation, t) = _activate!(y, ACTIVATIONS[a.name].value, t, a.s
 
 # Powers as PyTorch takes them: NaN, not an error, for a negative base. The sample is given up, not the batch.
 _root(x) = ifelse(x < 0, oftype(x, NaN), sqrt(abs(x)))
-_power(x, p) = isinteger(p) ? x^p : ifelse(x < 0, oftype(x, NaN), abs(x)^p)
+
+# Twice as fast as `^`, because it vectorizes, and wrong by up to `|p log x|` units in the last place.
+_power(x, p) = isinteger(p) ? x^p : ifelse(x < 0, oftype(x, NaN), exp(p * log(abs(x))))
 
 # A barrier: everything below is compiled for the scalar function, so that its loop vectorizes.
 function _activate!(y, s::S, t, shift, power) where {S}

@@ -99,10 +99,16 @@ function each_block(f::F, value::Matrix{T}, method, affine) where {F,T}
     if length(ranges) == 1 || Threads.nthreads() == 1
         foreach(work, ranges)
     else
+        errors = Vector{Any}(nothing, length(ranges))
         # Coroutines stay on the thread that started them, hence the fixed schedule.
-        Threads.@threads :static for range in ranges
-            work(range)
+        Threads.@threads :static for i in eachindex(ranges)
+            try
+                work(ranges[i])
+            catch error
+                errors[i] = error
+            end
         end
+        foreach(error -> isnothing(error) || throw(error), errors)
     end
     return result
 end
