@@ -113,28 +113,28 @@ end
 
 # Node `j` of the result sums the states of its neighbours. Nodes are shared out among the threads.
 function _spread!(y, P, x, features)
-    nodes = size(P, 2)
     starts, rows, values = SparseArrays.getcolptr(P), rowvals(P), nonzeros(P)
+    nodes = size(P, 2)
     for sample in axes(x, 2)
-        from = reshape(view(x, :, sample), features, nodes)
-        to = reshape(view(y, :, sample), features, nodes)
+        before = (sample - 1) * nodes * features  # entries of the samples before
         _each_part(nodes, _parts(length(values) * features)) do range
             for j in range
-                _gather!(to, j, from, starts[j]:(starts[j + 1] - 1), rows, values)
+                _gather!(y, before + (j - 1) * features, x, before, features, starts[j]:(starts[j + 1] - 1), rows, values)
             end
         end
     end
     return y
 end
 
-function _gather!(to, j, from, entries, rows, values)
-    for i in axes(to, 1)
-        to[i, j] = 0
+# The features of one node, contiguous after `at`, from those of its neighbours in the sample that begins after `before`.
+function _gather!(y, at, x, before, features, entries, rows, values)
+    @inbounds for i in 1:features
+        y[at + i] = 0
     end
-    for e in entries
-        value, row = values[e], rows[e]
-        @inbounds @simd for i in axes(to, 1)
-            to[i, j] = muladd(value, from[i, row], to[i, j])
+    @inbounds for e in entries
+        value, from = values[e], before + (rows[e] - 1) * features
+        @simd ivdep for i in 1:features
+            y[at + i] = muladd(value, x[from + i], y[at + i])
         end
     end
 end
