@@ -17,6 +17,8 @@ from .tensors import Shape, Staging, StagingPool, working_dtype
 
 __all__ = ["MEASURES", "NoTransposedProduct", "Request", "solve_callback"]
 
+_MOST_SAMPLES = 16_384  # each coroutine takes two memory mappings, of which Linux grants 65,530
+
 # The stop modes as `SubDEQ.Measure` numbers them.
 MEASURES = {"abs": 1, "rel": 2, "thompson": 3, "hilbert": 4}
 
@@ -51,8 +53,14 @@ def solve_callback(
         A `Solution` whose residuals are computed here, from the map's values at the states returned.
 
     Raises:
-        BridgeError: Julia cannot be used, or it raised.
+        BridgeError: Julia cannot be used, or it raised; more samples than coroutines.
     """
+    if problem.samples > _MOST_SAMPLES:
+        raise BridgeError(
+            f"Julia solves {problem.samples} samples in as many coroutines, and {_MOST_SAMPLES} is the most; split "
+            "the batch, or use a subdeq:* solver. (Every entry of a vector is a sample of its own; add a dimension "
+            "where it is one.)"
+        )
     flat = problem.place(problem.flatten(start))
     shape = Shape(*method, problem.samples, flat.shape[1], working_dtype(start.dtype), problem.affine)
     with pool.lend(shape) as staging:
@@ -75,17 +83,8 @@ class _Exchange:
         self._recorded: list[Tensor] = []
 
     def run(self) -> Solution:
-        stop, session = self._stop, self._staging.session
-        settings = (float(stop.tol), int(stop.max_iter), MEASURES[stop.mode], self._problem.positive)
-
-        def begin(julia: Julia) -> int:
-            julia.bridge.begin_session(session, *settings)
-            return int(julia.advance(session))
-
-        def advance(julia: Julia) -> int:
-            return int(julia.advance(session))
-
-        request = self._runtime.call(begin)
+        stop = self._stop
+        request = self._runtime.call(self._begin)
         while request != Request.FINISHED:
             if request == Request.EVALUATE:
                 self._evaluate()
@@ -97,10 +96,21 @@ class _Exchange:
             else:
                 self._multiply(request)
             evaluated = request == Request.EVALUATE
-            request = self._runtime.call(advance)
+            request = self._runtime.call(self._advance)
             if evaluated and self._evaluations in stop.indexing:
                 self._recorded.append(self._best())
         return self._finish()
+
+    # Jobs are methods or closures that hold the staging: a caller that is interrupted leaves them in the queue.
+
+    def _begin(self, julia: Julia) -> int:
+        stop, session = self._stop, self._staging.session
+        settings = (float(stop.tol), int(stop.max_iter), MEASURES[stop.mode], self._problem.positive)
+        julia.bridge.begin_session(session, *settings)
+        return int(julia.advance(session))
+
+    def _advance(self, julia: Julia) -> int:
+        return int(julia.advance(self._staging.session))
 
     def _state(self, flat: Tensor) -> Tensor:
         """Staged rows as the caller's map expects them: a view where dtype and device allow it."""
@@ -120,15 +130,17 @@ class _Exchange:
 
     def _best(self) -> Tensor:
         best = torch.empty_like(self._staging.states)
-        session, address = self._staging.session, best.data_ptr()
-        self._runtime.call(lambda julia: julia.bridge.best_states(session, address) and None)
+        self._runtime.call(lambda julia: julia.bridge.best_states(self._staging.session, best.data_ptr()) and None)
         return self._state(best)
 
     def _finish(self) -> Solution:
         staging = self._staging
         trace = torch.empty(self._evaluations, self._problem.samples, 2, dtype=torch.float64, device="cpu")
-        session, tables = staging.session, (staging.statistics.data_ptr(), trace.data_ptr())
-        self._runtime.call(lambda julia: julia.bridge.finish_session(session, *tables) and None)
+
+        def finish(julia: Julia) -> None:
+            julia.bridge.finish_session(staging.session, staging.statistics.data_ptr(), trace.data_ptr())
+
+        self._runtime.call(finish)
         value, image = (self._state(part).clone() for part in (staging.states, staging.images))
         flat, fz = self._problem.flatten(value), self._problem.flatten(image)
         absolute = torch.linalg.vector_norm(fz - flat, dim=1)
@@ -176,8 +188,9 @@ class _Products:
 
     def _by_autograd(self, u: Tensor) -> Tensor:
         if self._graph is None:  # recorded at the first product: most methods never ask for one
-            with torch.enable_grad():
-                at = self._z.detach().requires_grad_()
+            # A clone taken outside inference mode is an ordinary tensor, even of an inference tensor.
+            with torch.inference_mode(False), torch.enable_grad():
+                at = self._z.detach().clone().requires_grad_()
                 self._graph = (self._problem.evaluate(at), at)
         image, at = self._graph
         if not image.requires_grad:

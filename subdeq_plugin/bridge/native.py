@@ -14,7 +14,10 @@ from ..layers.operators import GraphOperator
 from ..result import Solution
 from ..solvers import AdjointMap, Problem, Stop
 from .callback import MEASURES
-from .runtime import Julia, Runtime
+from .runtime import CancelFlag, Julia, Runtime
+
+# A name in Julia's table and its options, as pairs.
+Method = tuple[str, tuple[tuple[str, Any], ...]]
 
 __all__ = ["NATIVE_ACTIVATIONS", "is_native", "solve_native"]
 
@@ -38,16 +41,20 @@ def is_native(problem: Problem, start: Tensor) -> bool:
     layer = _layer(problem)
     if layer is None or problem.lowered is not None or start.dtype not in (torch.float32, torch.float64):
         return False
-    if layer.activation.name not in NATIVE_ACTIVATIONS:
+    if layer.activation.name not in NATIVE_ACTIVATIONS or layer.operator.defect(start.shape):
         return False
-    parts = [*layer.operator.coefficients(), *(part for part in (layer.inner, layer.outer) if part is not None), start]
-    return all(part.device.type == "cpu" and part.dtype == start.dtype for part in parts)
+    given = [part for part in (layer.inner, layer.outer) if part is not None]
+    if isinstance(problem.function, AdjointMap):
+        given += [problem.function.g, problem.function.state]
+    parts = [*layer.operator.coefficients(), *given, start]
+    # Julia reads memory: an injection that torch would broadcast has not the entries it looks for.
+    return all(part.device.type == "cpu" and part.dtype == start.dtype for part in parts) and all(
+        part.shape == start.shape for part in given
+    )
 
 
-def solve_native(
-    runtime: Runtime, method: tuple[str, tuple[tuple[str, Any], ...]], problem: Problem, start: Tensor, stop: Stop
-) -> Solution:
-    """Solve inside Julia. Ctrl-C ends the solve at its next step.
+def solve_native(runtime: Runtime, method: Method, problem: Problem, start: Tensor, stop: Stop) -> Solution:
+    """Solve inside Julia. An exception in the waiting thread, such as Ctrl-C, ends the solve at its next step.
 
     Returns:
         A `Solution` with Julia's own residuals, for the caller to check; its traces hold only the last of them.
@@ -57,13 +64,8 @@ def solve_native(
     """
     value = problem.place(problem.flatten(start)).contiguous().clone()
     statistics = torch.zeros(problem.samples, 4, dtype=torch.float64, device="cpu")
-    cancel = torch.zeros(1, dtype=torch.int64, device="cpu")
-    job = _job(method, problem, (value, statistics, cancel), stop)
-    try:
-        evaluations, products = runtime.call(job)
-    except KeyboardInterrupt:
-        cancel.fill_(1)
-        raise
+    with runtime.cancel_flag() as flag:
+        evaluations, products = runtime.call(_job(method, problem, value, statistics, flag, stop))
     outcome, absolute, relative, iteration = statistics.unbind(dim=1)
     absolute, relative = absolute.to(start.dtype), relative.to(start.dtype)
     return Solution(
@@ -80,27 +82,22 @@ def solve_native(
 
 
 def _job(
-    method: tuple[str, tuple[tuple[str, Any], ...]], problem: Problem, tables: tuple[Tensor, Tensor, Tensor], stop: Stop
+    method: Method, problem: Problem, value: Tensor, statistics: Tensor, flag: CancelFlag, stop: Stop
 ) -> Callable[[Julia], tuple[int, int]]:
     """The call, with every tensor whose memory Julia reads held by its closure until it is over."""
     layer = _layer(problem)
     assert layer is not None, "is_native was asked"
-    spec = layer.detach().spec
-    arrays = {name: array.contiguous() for name, array in spec.arrays.items()}
-    if isinstance(layer.operator, GraphOperator):
-        transposed = layer.operator.propagation.transposed
-        arrays["t_crow_indices"], arrays["t_col_indices"] = transposed.crow_indices(), transposed.col_indices()
-        arrays["t_values"] = transposed.values().contiguous()
-    spec = MapSpec(arrays, spec.options)
+    spec, dims = _readable(layer), () if layer.normalizer is None else layer.normalizer.dims
     adjoint = problem.function if isinstance(problem.function, AdjointMap) else None
     given = () if adjoint is None else (adjoint.state.detach().contiguous(), adjoint.g.detach().contiguous())
     goal = (float(stop.tol), int(stop.max_iter), MEASURES[stop.mode])
 
     def run(julia: Julia) -> tuple[int, int]:
         bridge = julia.bridge
-        map_ = _map(bridge, spec, problem)
+        operator = _OPERATORS[spec.options["kind"]](bridge, spec, problem.shape, value.dtype == torch.float64)
+        map_ = _map(bridge, operator, spec, dims, problem.samples)
         chosen = julia.method(*method)
-        addresses = [table.data_ptr() for table in tables]
+        addresses = (value.data_ptr(), statistics.data_ptr(), flag.address)
         # The GIL is released: other threads go on, and Ctrl-C reaches the caller.
         if adjoint is None:
             counts = bridge.solve._jl_call_nogil(map_, problem.samples, chosen, *addresses, *goal, problem.positive)
@@ -112,53 +109,47 @@ def _job(
     return run
 
 
-def _map(bridge: Any, spec: MapSpec, problem: Problem) -> Any:
+def _readable(layer: BoundMap) -> MapSpec:
+    """The layer as arrays that Julia can read: contiguous, indices as 64-bit integers, a graph with its transpose."""
+    spec = layer.detach().spec
+    arrays = dict(spec.arrays)
+    if isinstance(layer.operator, GraphOperator):
+        transposed = layer.operator.propagation.transposed
+        arrays["t_crow_indices"], arrays["t_col_indices"] = transposed.crow_indices(), transposed.col_indices()
+        arrays["t_values"] = transposed.values()
+    arrays = {name: array if array.is_floating_point() else array.to(torch.int64) for name, array in arrays.items()}
+    return MapSpec({name: array.contiguous() for name, array in arrays.items()}, spec.options)
+
+
+def _map(bridge: Any, operator: Any, spec: MapSpec, dims: tuple[int, ...], samples: int) -> Any:
     options = spec.options
-    operator = _OPERATORS[options["kind"]](bridge, spec, problem.shape)
     p = options["normalize"]
     norm = 0.0 if p is None else (math.inf if p == "inf" else float(p))
-    layer = _layer(problem)
-    assert layer is not None
-    # torch counts dimensions from the last one; so does Julia, from 1.
-    dims = () if layer.normalizer is None else tuple(-dim for dim in layer.normalizer.dims)
-    return bridge.layer(
-        operator,
-        problem.samples,
-        options["activation"],
-        float(options["shift"]),
-        float(options["power"]),
-        _address(spec, "inner"),
-        _address(spec, "outer"),
-        norm,
-        dims,
-    )
+    # torch counts dimensions from the last one, -1; so does Julia, from 1.
+    grouped = tuple(-dim for dim in dims)
+    scalar = (options["activation"], float(options["shift"]), float(options["power"]))
+    return bridge.layer(operator, samples, *scalar, _address(spec, "inner"), _address(spec, "outer"), norm, grouped)
 
 
 def _address(spec: MapSpec, name: str) -> int:
     return spec.arrays[name].data_ptr() if name in spec.arrays else 0
 
 
-def _is_double(spec: MapSpec, name: str) -> bool:
-    return spec.arrays[name].dtype == torch.float64
+def _dense(bridge: Any, spec: MapSpec, shape: torch.Size, double: bool) -> Any:
+    return bridge.dense(double, shape[-1], _address(spec, "weight"))
 
 
-def _dense(bridge: Any, spec: MapSpec, shape: torch.Size) -> Any:
-    return bridge.dense(_is_double(spec, "weight"), shape[-1], _address(spec, "weight"))
+def _conv(bridge: Any, spec: MapSpec, shape: torch.Size, double: bool) -> Any:
+    sizes = (*shape[-3:], *spec.arrays["weight"].shape[-2:], *spec.options["dilation"])
+    return bridge.conv(double, *(int(size) for size in sizes), _address(spec, "weight"))
 
 
-def _conv(bridge: Any, spec: MapSpec, shape: torch.Size) -> Any:
-    kernel, dilation = spec.arrays["weight"].shape[-2:], spec.options["dilation"]
-    sizes = (*shape[-3:], *kernel, *dilation)
-    return bridge.conv(_is_double(spec, "weight"), *(int(size) for size in sizes), _address(spec, "weight"))
-
-
-def _graph(bridge: Any, spec: MapSpec, shape: torch.Size) -> Any:
+def _graph(bridge: Any, spec: MapSpec, shape: torch.Size, double: bool) -> Any:
     def matrix(prefix: str) -> tuple[int, ...]:
         parts = (_address(spec, prefix + part) for part in ("crow_indices", "col_indices", "values"))
         return (*parts, spec.arrays[prefix + "values"].numel())
 
-    matrices = (matrix(""), matrix("t_"))
-    return bridge.graph(_is_double(spec, "values"), shape[-2], shape[-1], *matrices, _address(spec, "weight"))
+    return bridge.graph(double, shape[-2], shape[-1], matrix(""), matrix("t_"), _address(spec, "weight"))
 
 
 _OPERATORS = {"dense": _dense, "conv2d": _conv, "graph": _graph}

@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -23,7 +25,7 @@ import torch
 from ..errors import BridgeError
 from .config import check_versions, find_route, prepare, sources
 
-__all__ = ["Julia", "Runtime", "probe", "runtime", "start_julia"]
+__all__ = ["CancelFlag", "Julia", "Runtime", "probe", "runtime", "start_julia"]
 
 T = TypeVar("T")
 _SILENT = 2.0  # seconds of starting after which the user is told what takes so long
@@ -36,8 +38,8 @@ class Julia:
         self._main = main
         self.bridge = main.SubDEQ.Bridge
         self._methods: dict[tuple[Any, ...], Any] = {}
-        # Looked up once: every evaluation calls it.
-        self.advance: Callable[[int], int] = self.bridge.advance_session
+        # Looked up once, since every evaluation calls it. Other Python threads go on while Julia works.
+        self.advance: Callable[[int], int] = self.bridge.advance_session._jl_call_nogil
 
     def method(self, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
         """The method of that name and options, made once."""
@@ -67,32 +69,62 @@ class Runtime:
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._failure: BridgeError | None = None
-        self._forked = False
+        self._ready = threading.Event()
+        self._failure = ""
+        self._forked = self._stopped = False
+        self._flags: set[CancelFlag] = set()
         self.seconds = 0.0
+        os.register_at_fork(after_in_child=self._poison)
 
     @property
     def running(self) -> bool:
         """Whether Julia has been started and can be used."""
-        return self._thread is not None and self._failure is None and not self._forked
+        return self._ready.is_set() and not (self._failure or self._forked or self._stopped)
 
     def call(self, work: Callable[[Julia], T]) -> T:
         """`work(julia)` on the owner thread; its exceptions are raised here.
 
-        Whatever the job creates in Julia must not leave it: return numbers, strings and tensors only.
+        Whatever the job creates in Julia must not leave it: return numbers, strings and tensors only. An exception
+        that reaches the waiting thread, such as Ctrl-C, leaves the job in the queue or at work: every tensor whose
+        address it gives to Julia must be held by its closure.
 
         Raises:
             BridgeError: Julia cannot be found, started or used here, or it raised.
         """
+        job = self._put(work)
+        job.finished.acquire()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def post(self, work: Callable[[Julia], object]) -> None:
+        """Have `work(julia)` done after all jobs so far, without waiting for it or for its exceptions.
+
+        Raises:
+            BridgeError: Julia cannot be used here.
+        """
+        self._put(work)
+
+    def _put(self, work: Callable[[Julia], T]) -> _Job[T]:
         if threading.current_thread() is self._thread:
             raise BridgeError("a job on Julia's thread posted another job and would wait for itself.")
         self._start()
         job = _Job(work)
         self._jobs.put(job)
-        job.finished.acquire()  # Ctrl-C gets through; the job then ends by itself
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return job
+
+    @contextmanager
+    def cancel_flag(self) -> Iterator[CancelFlag]:
+        """A flag for a long job, set where the caller leaves by an exception and where the process ends."""
+        flag = CancelFlag()
+        self._flags.add(flag)
+        try:
+            yield flag
+        except BaseException:
+            flag.set()
+            raise
+        finally:
+            self._flags.discard(flag)
 
     def _start(self) -> None:
         if self._forked:
@@ -100,63 +132,103 @@ class Runtime:
                 "this process was forked from one in which Julia was running, and Julia does not survive a fork. Start "
                 'worker processes with multiprocessing.get_context("spawn").'
             )
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._launch()
-        if self._failure is not None:
-            raise self._failure
+        if self._stopped:
+            raise BridgeError("Julia was shut down with the interpreter; solve before the process ends.")
+        with self._lock:
+            # A start that failed before juliacall was imported may succeed once the cause is mended.
+            if self._thread is None or (self._failure and "juliacall" not in sys.modules):
+                self._failure, self._ready = "", threading.Event()
+                self._thread = threading.Thread(target=self._own, args=(self._ready,), name="subdeq-julia", daemon=True)
+                self._thread.start()
+        if not self._ready.is_set():
+            self._wait()
+        if self._failure:
+            raise BridgeError(self._failure)
 
-    def _launch(self) -> None:
-        ready = threading.Event()
-        thread = threading.Thread(target=self._own, args=(ready,), name="subdeq-julia", daemon=True)
+    def _wait(self) -> None:
+        """Until Julia is ready, with a word to the user where that takes long. Ctrl-C leaves it starting."""
         begun = time.perf_counter()
-        thread.start()
-        if not ready.wait(_SILENT):
+        if not self._ready.wait(_SILENT):
             print("subdeq: starting Julia; the first start compiles for a minute or more.", file=sys.stderr, flush=True)
-            ready.wait()
+            self._ready.wait()
             print(f"subdeq: Julia is ready after {time.perf_counter() - begun:.0f} s.", file=sys.stderr, flush=True)
-        self.seconds = time.perf_counter() - begun
-        self._thread = thread
-        if self._failure is None:
-            os.register_at_fork(after_in_child=self._poison)
-            atexit.register(self._stop)
 
     def _poison(self) -> None:
-        self._forked = True
+        self._forked = self._thread is not None
+        self._lock = threading.Lock()  # it may have been held by a thread that does not exist here
 
     def _stop(self) -> None:
+        self._stopped = True
+        for flag in tuple(self._flags):
+            flag.set()
+        self._jobs.put(None)
         if self._thread is not None and not self._forked:
-            self._jobs.put(None)
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=60)
 
     def _own(self, ready: threading.Event) -> None:
+        begun = time.perf_counter()
         try:
             julia, shut_down = _start_julia()
         except BridgeError as error:
-            self._failure = error
+            self._failure = str(error)
             return
         except Exception as error:
-            self._failure = BridgeError(f"Julia could not be started: {type(error).__name__}: {error}")
+            self._failure = f"Julia could not be started: {type(error).__name__}: {error}"
             return
+        else:
+            self.seconds = time.perf_counter() - begun
+            atexit.register(self._stop)
         finally:
             ready.set()
-        from juliacall import JuliaError
-
         while (job := self._jobs.get()) is not None:
-            try:
-                job.result = job.work(julia)  # type: ignore[misc]
-            except JuliaError as error:
-                # Its text needs Julia, and it holds Julia objects, which must not be freed on another thread.
-                job.error = BridgeError(f"Julia raised: {error}")
-                job.error.__suppress_context__ = True
-                error.__traceback__ = None
-            except BaseException as error:
-                job.error = error
-            job.work = None
-            job.finished.release()
+            _do(job, julia)
             del job
+        while not self._jobs.empty():
+            if (late := self._jobs.get()) is not None:
+                late.error = BridgeError("Julia was shut down with the interpreter; solve before the process ends.")
+                late.finished.release()
         shut_down()
+
+
+class CancelFlag:
+    """An integer that Julia looks at between the steps of a long solve; 1 ends it."""
+
+    def __init__(self) -> None:
+        self._value = torch.zeros(1, dtype=torch.int64, device="cpu")
+
+    @property
+    def address(self) -> int:
+        """Of the integer; the flag must be held until the job is over."""
+        return self._value.data_ptr()
+
+    def set(self) -> None:
+        """End the solve at its next step."""
+        self._value.fill_(1)
+
+
+def _do(job: _Job[Any], julia: Julia) -> None:
+    """A job, whatever it raises. Julia's own errors hold Julia objects, which must not be freed on another thread."""
+    from juliacall import JuliaError
+
+    try:
+        job.result = job.work(julia)  # type: ignore[misc]
+    except JuliaError as error:
+        job.error = BridgeError(f"Julia raised: {_text(error)}")
+        job.error.__suppress_context__ = True
+        error.__traceback__ = None
+    except BaseException as error:
+        job.error = error
+    finally:
+        job.work = None
+        job.finished.release()
+
+
+def _text(error: BaseException) -> str:
+    """What an error of Julia says; Julia writes it, and may fail at that too."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"an error that cannot be shown ({type(failure).__name__})"
 
 
 def _start_julia() -> tuple[Julia, Callable[[], None]]:
@@ -166,13 +238,14 @@ def _start_julia() -> tuple[Julia, Callable[[], None]]:
             "juliacall was imported before, so Julia belongs to the thread that did it, and calls from another would "
             "hang. Let subdeq_plugin start Julia: call subdeq_plugin.start_julia() before anything imports juliacall."
         )
-    route = find_route()
-    prepare(route, os.environ)
+    prepare(find_route(), os.environ)
     exits: list[Callable[[], Any]] = []
-    register = atexit.register
+    register, owner = atexit.register, threading.get_ident()
 
-    def collect(function: Callable[[], Any]) -> Callable[[], Any]:
-        exits.append(function)
+    def collect(function: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[..., Any]:
+        if threading.get_ident() != owner:
+            return register(function, *args, **keywords)
+        exits.append(partial(function, *args, **keywords))
         return function
 
     try:
@@ -185,13 +258,16 @@ def _start_julia() -> tuple[Julia, Callable[[], None]]:
         atexit.register = register
     main = juliacall.Main
     versions = main.seval("(string(VERSION), string(pkgversion(PythonCall)), Threads.nthreads())")
-    check_versions(juliacall.__version__, str(versions[1]), str(versions[0]), int(versions[2]))
+    threads = int(versions[2])
+    check_versions(juliacall.__version__, str(versions[1]), str(versions[0]), threads)
+    if threads > 1:
+        print(f"subdeq: Julia has {threads} threads and takes Ctrl-C for itself.", file=sys.stderr, flush=True)
     _load(main)
     julia = Julia(main)
     julia.bridge.blas_threads(torch.get_num_threads())
 
     def shut_down() -> None:
-        for function in exits:
+        for function in reversed(exits):
             function()
 
     return julia, shut_down

@@ -31,9 +31,8 @@ __all__ = [
 ]
 
 _POOL = StagingPool(runtime())
-_CHECKS = 3  # how often a native solve is continued with a smaller tolerance after torch found its residual too large
 _FLOOR_UNITS = 16
-_LARGEST_JACOBIAN = 2**31  # bytes
+_LARGEST_JACOBIAN = 2**32  # bytes, the factors included
 _RULES = ("auto", "good", "bad", "diagonal")
 _REACTIONS = ("report", "warn", "raise")
 
@@ -88,53 +87,46 @@ class JuliaSolver(Solver):
 
     def _solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
         states_wanted = any(index < stop.max_iter for index in stop.indexing)
-        if not (self.native and is_native(problem, z0)) or states_wanted or stop.max_iter < 2:
-            return self._placed(solve_callback(runtime(), _POOL, self.method, problem, z0, stop), problem, stop)
-        return self._natively(problem, z0, stop)
+        native = self.native and not states_wanted and is_native(problem, z0)
+        normalised = getattr(problem.function, "normalizer", None) is not None
+        if native or normalised:
+            return self._tested(problem, z0, stop, native)
+        return solve_callback(runtime(), _POOL, self.method, problem, z0, stop)
 
-    def _natively(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
-        """Solve inside Julia, and test the result with torch's own map."""
-        tol, state, spent, products = stop.tol, z0, 0, 0
-        for _ in range(_CHECKS):
-            room = max(1, int(stop.max_iter) - 1 - spent)
-            found = solve_native(runtime(), self.method, problem, state, replace(stop, tol=tol, max_iter=room))
-            spent, products = spent + found.evaluations, products + found.linear_evaluations
-            tested = _tested(problem, found, stop)
-            spent += 1
-            state = tested.value
-            claimed = (found.status == Status.CONVERGED) & (tested.status != Status.CONVERGED)
-            if not bool(claimed.any()) or spent >= stop.max_iter:
+    def _tested(self, problem: Problem, z0: Tensor, stop: Stop, native: bool) -> Solution:
+        """Solve, and have torch test the result where fixed points lie.
+
+        Julia's elementary functions differ from torch's in the last digits, and a normalised map moves the state to
+        norm 1; where that spoils the residual of a sample, the solve goes on with a smaller tolerance.
+        """
+        if stop.max_iter < 2:
+            return _test(problem, z0, stop)
+        state, tol, spent, products = z0, stop.tol, 0, 0
+        recorded: tuple[Tensor, ...] = ()
+        while True:
+            room = replace(stop, tol=tol, max_iter=int(stop.max_iter) - spent - 1)
+            if native:
+                found = solve_native(runtime(), self.method, problem, state, replace(room, indexing=()))
+            else:
+                found = solve_callback(runtime(), _POOL, self.method, problem, state, room)
+            tested = _test(problem, found.value, stop)
+            recorded = recorded or found.trajectory
+            iterations = spent + found.iterations
+            spent += found.evaluations + 1
+            products += found.linear_evaluations
+            state, tol, status = tested.value, 0.3 * tol, _judged(problem, found, tested)
+            missed = (found.status == Status.CONVERGED) & (status == Status.MAX_ITERATIONS)
+            if not bool(missed.any()) or spent + 2 > stop.max_iter:
                 break
-            # Julia's elementary functions differ from torch's in the last digits.
-            tol = 0.3 * tol
-        tiny = tested.rel_residual <= _FLOOR_UNITS * problem.rounding_unit(state)
-        missed = torch.where(tiny, int(Status.ROUNDING_FLOOR), int(Status.MAX_ITERATIONS))
-        status = torch.where(claimed, missed, found.status)
-        status = torch.where(tested.status == Status.CONVERGED, int(Status.CONVERGED), status)
+        wanted = len(stop.indexing)
+        trajectory = (*recorded[: wanted - 1], *[state] * (wanted - len(recorded[: wanted - 1]))) if wanted else ()
         return replace(
             tested,
             status=status,
-            iterations=found.iterations,
+            iterations=iterations,
             evaluations=spent,
             linear_evaluations=products,
-            trajectory=(state,) * len(stop.indexing),
-        )
-
-    @staticmethod
-    def _placed(solution: Solution, problem: Problem, stop: Stop) -> Solution:
-        """The solution where fixed points lie; only a normalised map moves it, and has it tested there."""
-        if problem.projection is None or getattr(problem.function, "normalizer", None) is None:
-            return solution
-        tested = _tested(problem, solution, stop)
-        status = torch.where(tested.status == Status.CONVERGED, int(Status.CONVERGED), solution.status)
-        missed = (solution.status == Status.CONVERGED) & (tested.status != Status.CONVERGED)
-        return replace(
-            tested,
-            status=torch.where(missed, int(Status.MAX_ITERATIONS), status),
-            iterations=solution.iterations,
-            evaluations=solution.evaluations + 1,
-            linear_evaluations=solution.linear_evaluations,
-            trajectory=(*solution.trajectory[:-1], tested.value) if solution.trajectory else (),
+            trajectory=trajectory,
         )
 
     def _react(self, solution: Solution, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
@@ -150,9 +142,17 @@ class JuliaSolver(Solver):
         return _merge(solution, TORCH_SOLVERS[self.on_failure]().solve(problem, z0, stop), failed, problem)
 
 
-def _tested(problem: Problem, found: Solution, stop: Stop) -> Solution:
-    """One evaluation of torch's map at the solution: its residuals and whether they meet the stopping test."""
-    return Picard().solve(problem, found.value, replace(stop, max_iter=1, indexing=()))
+def _test(problem: Problem, state: Tensor, stop: Stop) -> Solution:
+    """One evaluation of torch's map at `state`: its residuals and whether they meet the stopping test."""
+    return Picard().solve(problem, state, replace(stop, max_iter=1, indexing=()))
+
+
+def _judged(problem: Problem, found: Solution, tested: Solution) -> Tensor:
+    """The status of every sample: what torch's test says, and where it says no, why Julia stopped."""
+    tiny = tested.rel_residual <= _FLOOR_UNITS * problem.rounding_unit(tested.value)
+    missed = torch.where(tiny, int(Status.ROUNDING_FLOOR), int(Status.MAX_ITERATIONS))
+    status = torch.where(found.status == Status.CONVERGED, missed, found.status)
+    return torch.where(tested.status == Status.CONVERGED, int(Status.CONVERGED), status)
 
 
 def _merge(first: Solution, second: Solution, failed: Tensor, problem: Problem) -> Solution:
@@ -211,11 +211,11 @@ class NewtonRaphson(JuliaSolver):
 
     def prepare(self, problem: Problem, z0: Tensor) -> None:
         entries = z0.numel() // problem.samples
-        size = problem.samples * entries**2 * z0.element_size()
+        size = 2 * problem.samples * entries**2 * z0.element_size()
         if not problem.affine and size > _LARGEST_JACOBIAN:
             raise BridgeError(
                 f"julia:newton_raphson would need {size / 2**30:.1f} GiB for {problem.samples} Jacobians of "
-                f"{entries} x {entries}; use julia:newton_krylov, which forms none."
+                f"{entries} x {entries} and their factors; use julia:newton_krylov, which forms none."
             )
 
 

@@ -7,7 +7,6 @@ wraps its address once; per evaluation one copy goes in and one comes out.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BridgeError
-from .runtime import Runtime
+from .runtime import Julia, Runtime
 
 __all__ = ["Shape", "Staging", "StagingPool", "working_dtype"]
 
@@ -56,74 +54,79 @@ class Staging:
         tangents: arguments of Jacobian products.
         products: results of Jacobian products.
         statistics: `(B, 4)` float64: outcome, absolute and relative residual, iteration.
-        session: the number of Julia's session.
+        session: the number of Julia's session; 0 until it is open.
+        bytes: about what all of it takes, the solvers' own memory included.
     """
 
     def __init__(self, runtime: Runtime, shape: Shape) -> None:
         size = (shape.samples, shape.entries)
-        self.states, self.images, self.tangents, self.products = (
-            torch.zeros(size, dtype=shape.dtype, device="cpu") for _ in range(4)
-        )
-        self.statistics = torch.zeros(shape.samples, 4, dtype=torch.float64, device="cpu")
-        self._runtime = runtime
-        addresses = [part.data_ptr() for part in (self.states, self.images, self.tangents, self.products)]
-        double = shape.dtype == torch.float64
-        size = (shape.entries, shape.samples)
-        self.session: int = runtime.call(
-            lambda julia: int(
-                julia.bridge.open_session(
-                    julia.method(shape.method, shape.options), double, *size, *addresses, shape.affine
-                )
+        # Ordinary tensors even where the first solve runs in inference mode: later ones will write to them.
+        with torch.inference_mode(False):
+            self.states, self.images, self.tangents, self.products = (
+                torch.zeros(size, dtype=shape.dtype, device="cpu") for _ in range(4)
             )
-        )
+            self.statistics = torch.zeros(shape.samples, 4, dtype=torch.float64, device="cpu")
+        self._runtime = runtime
+        self.session = self.bytes = 0
+        try:
+            runtime.call(lambda julia: self._open(julia, shape))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, julia: Julia, shape: Shape) -> None:
+        addresses = [part.data_ptr() for part in (self.states, self.images, self.tangents, self.products)]
+        method, double = julia.method(shape.method, shape.options), shape.dtype == torch.float64
+        size = (shape.entries, shape.samples)
+        self.session = int(julia.bridge.open_session(method, double, *size, *addresses, shape.affine))
+        self.bytes = shape.samples * int(julia.bridge.lane_bytes(method, double, shape.entries))
 
     def close(self) -> None:
-        """Let Julia forget the session."""
-        session = self.session
-        self._runtime.call(lambda julia: julia.bridge.close_session(session) and None)
+        """Let Julia forget the session, after whatever it is asked before."""
+        self._runtime.post(lambda julia: julia.bridge.close_session(self.session))
 
 
 class StagingPool:
-    """Staging kept for the next solve of the same shape, which a training loop brings again and again."""
+    """Staging kept for the next solve of the same shape, which a training loop brings again and again.
 
-    def __init__(self, runtime: Runtime, most: int = 8) -> None:
+    Attributes:
+        most_bytes: how much memory is kept.
+        most_samples: how many samples' coroutines are kept; each takes two memory mappings, and Linux grants 65,530.
+    """
+
+    def __init__(self, runtime: Runtime, most_bytes: int = 2**28, most_samples: int = 8192) -> None:
+        self.most_bytes, self.most_samples = most_bytes, most_samples
         self._runtime = runtime
-        self._most = most
         self._lock = threading.Lock()
-        self._free: OrderedDict[Shape, list[Staging]] = OrderedDict()
+        self._free: list[tuple[Shape, Staging]] = []  # the one used last at the end
 
     @contextmanager
     def lend(self, shape: Shape) -> Iterator[Staging]:
         """Staging for one solve. A solve that raises leaves Julia's session in the middle: it is thrown away."""
-        with self._lock:
-            waiting = self._free.get(shape)
-            staging = waiting.pop() if waiting else None
-        if staging is None:
-            staging = Staging(self._runtime, shape)
+        staging = self._take(shape) or Staging(self._runtime, shape)
         try:
             yield staging
         except BaseException:
-            _close_quietly(staging)
+            staging.close()
             raise
-        for old in self._keep(shape, staging):
+        self._keep(shape, staging)
+
+    def _take(self, shape: Shape) -> Staging | None:
+        with self._lock:
+            for index, (kept, _) in enumerate(self._free):
+                if kept == shape:
+                    return self._free.pop(index)[1]
+        return None
+
+    def _keep(self, shape: Shape, staging: Staging) -> None:
+        with self._lock:
+            self._free.append((shape, staging))
+            dropped = []
+            while self._free and not self._fits():
+                dropped.append(self._free.pop(0)[1])
+        for old in dropped:
             old.close()
 
-    def _keep(self, shape: Shape, staging: Staging) -> list[Staging]:
-        with self._lock:
-            self._free.setdefault(shape, []).append(staging)
-            self._free.move_to_end(shape)
-            dropped = []
-            while sum(map(len, self._free.values())) > self._most:
-                oldest = next(iter(self._free))
-                if self._free[oldest]:
-                    dropped.append(self._free[oldest].pop(0))
-                if not self._free[oldest]:
-                    del self._free[oldest]
-            return dropped
-
-
-def _close_quietly(staging: Staging) -> None:
-    try:
-        staging.close()
-    except BridgeError:
-        return  # the error on its way to the user says more than that Julia is gone too
+    def _fits(self) -> bool:
+        bytes_, samples = sum(part.bytes for _, part in self._free), sum(shape.samples for shape, _ in self._free)
+        return bytes_ <= self.most_bytes and samples <= self.most_samples

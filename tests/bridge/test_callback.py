@@ -77,7 +77,7 @@ def test_a_product_costs_torch_one_copy():
 
 
 def test_staging_is_used_again_and_bounded():
-    pool = StagingPool(runtime(), most=2)
+    pool = StagingPool(runtime(), most_samples=2)
 
     def shape(entries: int) -> Shape:
         return Shape("broyden", (), 1, entries, torch.float64, False)
@@ -98,9 +98,14 @@ def test_a_solve_that_raises_throws_its_session_away():
     pool = StagingPool(runtime())
     shape = Shape("broyden", (), 1, 3, torch.float64, False)
     lent: list[Staging] = []
-    with pytest.raises(KeyError), pool.lend(shape) as staging:
-        lent.append(staging)
-        raise KeyError
+
+    def fail() -> None:
+        with pool.lend(shape) as staging:
+            lent.append(staging)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     with pool.lend(shape) as staging:
         assert staging is not lent[0]
 

@@ -229,7 +229,9 @@ def test_dense_jacobians_that_do_not_fit_are_refused():
             {"kind": "conv2d", "activation": "tanh", "shift": 0.1, "dilation": [1, 1]},
         )
     )
-    with pytest.raises(BridgeError, match=r"GiB for 1 Jacobians of 28800 x 28800; use julia:newton_krylov"):
+    with pytest.raises(
+        BridgeError, match=r"GiB for 1 Jacobians of 28800 x 28800 and their factors; use julia:newton_krylov"
+    ):
         sd.solve(big, ones_for(big), sd.parse_solver("julia:newton_raphson"))
     assert solve(bound, "julia:newton_raphson").converged
 

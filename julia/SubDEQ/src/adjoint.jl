@@ -8,8 +8,8 @@ mutable struct LinearWork{T,W}
     const krylov_dim::Int
 end
 
-function LinearWork{T}(method::Solver, entries) where {T}
-    krylov_dim = min(Int(option(method, :krylov_dim, 30)), entries)
+function LinearWork{T}(solver::Solver, entries) where {T}
+    krylov_dim = min(Int(option(solver, :krylov_dim, 30)), entries)
     workspace = GmresWorkspace(entries, entries, Vector{T}; memory = krylov_dim)
     return LinearWork(Vector{T}(undef, entries), Vector{T}(undef, entries), workspace, krylov_dim)
 end

@@ -9,7 +9,7 @@ module Bridge
 using LinearAlgebra: BLAS
 using SparseArrays: SparseMatrixCSC
 using ..SubDEQ
-using ..SubDEQ: EVALUATE, FINISHED, Lane, Measure, advance!, begin!, _SESSIONS, _RECENT
+using ..SubDEQ: Measure, advance!, begin!
 
 _type(double::Bool) = double ? Float64 : Float32
 _wrap(T, address, dims...) = unsafe_wrap(Array, Ptr{T}(UInt(address)), dims)
@@ -18,7 +18,7 @@ _wrap_or_nothing(T, address, dims...) = address == 0 ? nothing : _wrap(T, addres
 """
     solver(name, options)
 
-A method from its name and pairs of options; numbers or strings.
+A solver from its name and pairs of options; numbers or strings.
 """
 solver(name, options) = Solver(String(name); (Symbol(k) => v isa AbstractString ? String(v) : Float64(v) for (k, v) in options)...)
 
@@ -30,16 +30,23 @@ const SESSIONS = Dict{Int,Session}()
 const LAST = Ref(0)
 
 """
-    open_session(method, double, entries, samples, z, f, v, p, affine)
+    open_session(solver, double, entries, samples, z, f, v, p, affine)
 
 A session on four staging matrices `(entries, samples)`, given by their addresses. Returns its number.
 """
-function open_session(method, double, entries, samples, z, f, v, p, affine)
+function open_session(solver, double, entries, samples, z, f, v, p, affine)
     T = _type(double)
-    session = Session{T}(method, (_wrap(T, a, entries, samples) for a in (z, f, v, p))...; affine = Bool(affine))
+    session = Session{T}(solver, (_wrap(T, a, entries, samples) for a in (z, f, v, p))...; affine = Bool(affine))
     SESSIONS[LAST[] += 1] = session
     return LAST[]
 end
+
+"""
+    lane_bytes(solver, double, entries)
+
+About the memory of one sample's coroutine.
+"""
+lane_bytes(solver, double, entries) = SubDEQ.lane_bytes(solver, _type(double), entries)
 
 """
     begin_session(number, tol, limit, measure, positive)
@@ -154,28 +161,28 @@ function layer(operator::SubDEQ.Operator{T}, samples, activation, shift, power, 
 end
 
 """
-    solve(map, samples, method, value, statistics, cancel, tol, limit, measure, positive)
+    solve(map, samples, solver, value, statistics, cancel, tol, limit, measure, positive)
 
 Solve in place at `value`; see `finish_session` for `statistics`. `cancel` is the address of an `Int64` that ends the
 solve when it is not 0. Returns the numbers of evaluations and of Jacobian products.
 """
-function solve(map::LayerMap{T}, samples, method, value, statistics, cancel, tol, limit, measure, positive) where {T}
+function solve(map::LayerMap{T}, samples, solver, value, statistics, cancel, tol, limit, measure, positive) where {T}
     z = _wrap(T, value, prod(SubDEQ.sample_shape(map.operator)), samples)
-    result = solve!(z, map, method, goal(T, tol, limit, measure, positive); cancelled = _flag(cancel))
+    result = solve!(z, map, solver, goal(T, tol, limit, measure, positive); cancelled = _flag(cancel))
     _write(statistics, result)
     return result.evaluations[], result.products[]
 end
 
 """
-    solve_adjoint(map, samples, method, state, cotangent, value, statistics, cancel, tol, limit, measure)
+    solve_adjoint(map, samples, solver, state, cotangent, value, statistics, cancel, tol, limit, measure)
 
 Solve `u = g + J(z)ᵀ u` in place at `value`, for `z` at `state` and `g` at `cotangent`.
 """
-function solve_adjoint(map::LayerMap{T}, samples, method, state, cotangent, value, statistics, cancel, tol, limit,
+function solve_adjoint(map::LayerMap{T}, samples, solver, state, cotangent, value, statistics, cancel, tol, limit,
         measure) where {T}
     entries = prod(SubDEQ.sample_shape(map.operator))
     z, g, u = (_wrap(T, a, entries, samples) for a in (state, cotangent, value))
-    result = solve_adjoint!(u, map, z, g, method, goal(T, tol, limit, measure, false); cancelled = _flag(cancel))
+    result = solve_adjoint!(u, map, z, g, solver, goal(T, tol, limit, measure, false); cancelled = _flag(cancel))
     _write(statistics, result)
     return result.evaluations[], result.products[]
 end
@@ -190,12 +197,5 @@ _flag(address) = () -> unsafe_load(Ptr{Int64}(UInt(address))) != 0
 Let BLAS use `n` threads.
 """
 blas_threads(n) = BLAS.set_num_threads(n)
-
-"""
-    forget()
-
-Drop all sessions that are kept for later solves, so that their memory can be freed.
-"""
-forget() = (empty!(_SESSIONS); empty!(_RECENT); empty!(SESSIONS); GC.gc(); nothing)
 
 end

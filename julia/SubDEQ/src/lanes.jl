@@ -166,7 +166,7 @@ function _residuals(z, fz, measure::Measure)
     absolute, size = sqrt(difference), sqrt(size)
     # Squares that overflow or vanish need scaling.
     isfinite(absolute) && absolute > sqrt(floatmin(T)) || (absolute = _norm2(fz .- z))
-    isfinite(size) || (size = _norm2(fz))
+    isfinite(size) && size > sqrt(floatmin(T)) || (size = _norm2(fz))
     relative = absolute / max(size, floatmin(T))
     measure == ABSOLUTE && return absolute, relative, absolute
     measure == RELATIVE && return absolute, relative, relative

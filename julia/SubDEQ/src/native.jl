@@ -46,35 +46,45 @@ const _STATES_PER_LANE = 60
 const _BLOCK_BYTES = 2^28
 const _WIDEST = 128
 
-function block_width(::Type{T}, entries, samples) where {T}
-    width = clamp(_BLOCK_BYTES ÷ (_STATES_PER_LANE * entries * sizeof(T)), 1, _WIDEST)
+"""
+    lane_bytes(solver::Solver, T, entries)
+
+About what a lane takes for samples of so many entries; the dense solvers keep matrices.
+"""
+function lane_bytes(solver::Solver, ::Type{T}, entries) where {T}
+    dense = solver.name == "newton_raphson" || solver.name == "broyden" && _rule(solver, entries) != Val(:diagonal)
+    return (_STATES_PER_LANE + (dense ? 2entries : 0)) * entries * sizeof(T)
+end
+
+function block_width(solver, ::Type{T}, entries, samples) where {T}
+    width = clamp(_BLOCK_BYTES ÷ lane_bytes(solver, T, entries), 1, _WIDEST)
     return min(width, cld(samples, Threads.nthreads()))
 end
 
 """
-    solve!(value, map::LayerMap, method::Solver, goal::Goal; cancelled = () -> false)
+    solve!(value, map::LayerMap, solver::Solver, goal::Goal; cancelled = () -> false)
 
 Solve `z = f(z)` for every column of `value`, the starts, which the solutions replace. Samples do not influence each
 other. Returns a [`Result`](@ref).
 
 Throws an `InterruptException` when `cancelled()`, and whatever a solver throws that is no failure of a sample.
 """
-function solve!(value::Matrix{T}, map::LayerMap{T}, method::Solver, goal::Goal{T}; cancelled = () -> false) where {T}
-    return each_block(value, method, false) do session, range
+function solve!(value::Matrix{T}, map::LayerMap{T}, solver::Solver, goal::Goal{T}; cancelled = () -> false) where {T}
+    return each_block(value, solver, false) do session, range
         server = LayerServer(columns_of(map, range), session.Z)
         run!(session, server, goal; cancelled)
     end
 end
 
 """
-    solve_adjoint!(value, map::LayerMap, z, g, method::Solver, goal::Goal; cancelled = () -> false)
+    solve_adjoint!(value, map::LayerMap, z, g, solver::Solver, goal::Goal; cancelled = () -> false)
 
 Solve `u = g + J(z)ᵀ u` for every column, with GMRES; `value` holds the starts, which the solutions replace. Returns a
 [`Result`](@ref).
 """
-function solve_adjoint!(value::Matrix{T}, map::LayerMap{T}, z::Matrix{T}, g::Matrix{T}, method::Solver, goal::Goal{T};
+function solve_adjoint!(value::Matrix{T}, map::LayerMap{T}, z::Matrix{T}, g::Matrix{T}, solver::Solver, goal::Goal{T};
         cancelled = () -> false) where {T}
-    return each_block(value, method, true) do session, range
+    return each_block(value, solver, true) do session, range
         primal = LayerServer(columns_of(map, range), session.Z)
         all = 1:length(range)
         evaluate!(session.F, primal, _columns(z, range), all)
@@ -83,14 +93,14 @@ function solve_adjoint!(value::Matrix{T}, map::LayerMap{T}, z::Matrix{T}, g::Mat
     end
 end
 
-function each_block(f::F, value::Matrix{T}, method, affine) where {F,T}
+function each_block(f::F, value::Matrix{T}, solver, affine) where {F,T}
     entries, samples = size(value)
     result = Result(samples)
-    width = block_width(T, entries, samples)
+    width = block_width(solver, T, entries, samples)
     ranges = collect(Iterators.partition(1:samples, width))
     work(range) = begin
-        key = (method.name, method.options, T, entries, length(range), affine, Threads.threadid())
-        with_session(key, () -> Session{T}(method, entries, length(range); affine)) do session
+        key = (solver.name, solver.options, T, entries, length(range), affine, Threads.threadid())
+        with_session(key, length(range) * lane_bytes(solver, T, entries), () -> Session{T}(solver, entries, length(range); affine)) do session
             copyto!(session.Z, _columns(value, range))
             f(session, range)
             record!(result, session, value, range)
@@ -114,20 +124,23 @@ function each_block(f::F, value::Matrix{T}, method, affine) where {F,T}
 end
 
 # Sessions are used again, with their coroutines and caches: a training loop solves the same shape again and again.
-const _SESSIONS = Dict{Any,Any}()
-const _RECENT = Any[]
+# Each entry is a key, a session and about its bytes; the one used last stands at the end.
+const _POOL = Tuple{Any,Any,Int}[]
 const _LOCK = ReentrantLock()
-const _MOST_SESSIONS = 16
+const _MOST_BYTES = 2^29
 
-function with_session(f::F, key, make) where {F}
-    session = lock(() -> pop!(_SESSIONS, key, nothing), _LOCK)
+function with_session(f::F, key, bytes, make) where {F}
+    session = lock(_LOCK) do
+        at = findlast(entry -> entry[1] == key, _POOL)
+        isnothing(at) ? nothing : popat!(_POOL, at)[2]
+    end
     session = @something session make()
     result = f(session)  # a session that threw is not used again
     lock(_LOCK) do
-        _SESSIONS[key] = session
-        filter!(!=(key), _RECENT)
-        push!(_RECENT, key)
-        length(_RECENT) > _MOST_SESSIONS && delete!(_SESSIONS, popfirst!(_RECENT))
+        push!(_POOL, (key, session, bytes))
+        while sum(last, _POOL) > max(_MOST_BYTES, bytes)
+            popfirst!(_POOL)
+        end
     end
     return result
 end

@@ -6,13 +6,12 @@
             name == "picard" && continue
             operator = Dense(T[0.2 0.1; 0.1 0.3])
             map = LayerMap(operator, Activation{T}("tanh"; shift = 0.1); inner = ones(T, 2, 2))
-            method = Solver(name)
+            solver = Solver(name)
             z = ones(T, 2, 2)
-            solve!(z, map, method, Goal{T}(T(1e-5), 100, RELATIVE, true))
-            solve_adjoint!(ones(T, 2, 2), map, z, ones(T, 2, 2), method, Goal{T}(T(1e-5), 100, RELATIVE, false))
+            solve!(z, map, solver, Goal{T}(T(1e-5), 100, RELATIVE, true))
+            solve_adjoint!(ones(T, 2, 2), map, z, ones(T, 2, 2), solver, Goal{T}(T(1e-5), 100, RELATIVE, false))
         end
     end
     # Coroutines must not be part of a precompiled image.
-    empty!(_SESSIONS)
-    empty!(_RECENT)
+    empty!(_POOL)
 end

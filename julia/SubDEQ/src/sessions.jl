@@ -1,7 +1,7 @@
 # A session runs the lanes of a batch in step: `advance!` lets each work until all wait for the same kind of request.
 
 """
-    Session{T}(method, Z, F, V, P; affine = false)
+    Session{T}(solver, Z, F, V, P; affine = false)
 
 Lanes for the columns of `Z`, the matrix of states; `F` holds their images, `V` and `P` the arguments and results of
 Jacobian products. All four are `(N, B)`.
@@ -19,19 +19,19 @@ mutable struct Session{T}
     const trace::Vector{Float64}  # absolute and relative residual of every lane, after every evaluation
 end
 
-function Session{T}(method::Solver, Z::Matrix{T}, F::Matrix{T}, V::Matrix{T}, P::Matrix{T}; affine = false) where {T}
+function Session{T}(solver::Solver, Z::Matrix{T}, F::Matrix{T}, V::Matrix{T}, P::Matrix{T}; affine = false) where {T}
     entries = size(Z, 1)
     column(m, b) = unsafe_wrap(Array, pointer(m, (b - 1) * entries + 1), entries)  # the session keeps `m` alive
     lanes = map(axes(Z, 2)) do b
         lane = Lane(column(Z, b), column(F, b), column(V, b), column(P, b))
-        lane.work = affine ? LinearWork{T}(method, entries) : NonlinearWork{T}(method, entries)
+        lane.work = affine ? LinearWork{T}(solver, entries) : NonlinearWork{T}(solver, entries)
         lane
     end
     return Session{T}(Z, F, V, P, lanes, Int[], IDLE, 0, 0, Float64[])
 end
 
-function Session{T}(method::Solver, entries::Integer, samples::Integer; affine = false) where {T}
-    return Session{T}(method, (zeros(T, entries, samples) for _ in 1:4)...; affine)
+function Session{T}(solver::Solver, entries::Integer, samples::Integer; affine = false) where {T}
+    return Session{T}(solver, (zeros(T, entries, samples) for _ in 1:4)...; affine)
 end
 
 """
