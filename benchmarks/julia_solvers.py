@@ -1,11 +1,12 @@
 """Time to a guaranteed error: Julia's solvers, ours in torch, torchdeq's and SciPy's on the same certified maps.
 
-    OMP_NUM_THREADS=2 python benchmarks/julia_solvers.py --out benchmarks/results/julia_solvers.json
+    OMP_NUM_THREADS=1 python benchmarks/julia_solvers.py --out benchmarks/results/julia_solvers.json
 
 Every map is `(A z + inner + 0.001) ** mu` with row sums of `A` equal to 1 (for the graph, `1 - teleport`) and a small
-injection, so that plain iteration contracts by almost exactly `mu`. Every solver works in float64 until the certificate's
-error bound, rounding included, is at most 1e-6 for every sample, or until it has spent its evaluations. The bound of the
-answer is computed anew and recorded. Medians of interleaved repetitions; what counts are ratios within one run.
+injection, so that plain iteration contracts by almost exactly `mu`. Every solver works in float64 until the
+certificate's error bound, rounding included, is at most 1e-6 for every sample, or until it has spent its evaluations.
+The bound of the answer is computed anew and recorded. Medians of interleaved repetitions, of which a solver that takes
+more than two seconds gets one; what counts are ratios within one run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import subdeq_plugin as sd
 from subdeq_plugin.bridge import runtime
 from subdeq_plugin.bridge.runtime import probe
 from subdeq_plugin.integration.torchdeq import find_solver
+from subdeq_plugin.solvers import Solver
 
 EPS = 1e-6
 JULIA = ["julia:auto", "julia:newton_krylov", "julia:newton_krylov?native=false", "julia:trust_region",
@@ -71,13 +73,15 @@ def graph(nodes: int, neighbours: int, features: int, mu: float) -> sd.BoundMap:
 PROBLEMS: list[tuple[str, Callable[[float], sd.BoundMap], int, tuple[str, ...]]] = [
     ("dense 87 x 512", lambda mu: dense(87, 512, mu), 2000, ()),
     ("dense 1024 x 256", lambda mu: dense(1024, 256, mu), 400, ("julia:newton_raphson", "julia:broyden", "broyden")),
-    ("conv 32 x 28 x 28 x 64", lambda mu: conv(32, 28, 64, mu), 60, ("julia:newton_raphson", "broyden")),
-    ("graph 100000 x 16", lambda mu: graph(100_000, 10, 16, mu), 200, ("julia:newton_raphson", "broyden")),
+    ("conv 32 x 28 x 28 x 64", lambda mu: conv(32, 28, 64, mu), 40, ("julia:newton_raphson", "broyden")),
+    ("graph 100000 x 16", lambda mu: graph(100_000, 10, 16, mu), 100, ("julia:newton_raphson", "broyden")),
 ]
 
 
 def by_solver(key: str, bound: sd.BoundMap, certificate: sd.Certificate, limit: int) -> tuple[Tensor, int, int]:
-    solution = sd.solve(bound, bound.start(), find_solver(key), certified_tol=EPS, max_iter=limit, certificate=certificate)
+    solution = sd.solve(
+        bound, bound.start(), find_solver(key), certified_tol=EPS, max_iter=limit, certificate=certificate
+    )
     return solution.value, solution.evaluations, solution.linear_evaluations
 
 
@@ -110,7 +114,7 @@ def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[
     answers: dict[str, tuple[Tensor, int, int]] = {}
     for repetition in range(repetitions + 1):  # the first warms up
         for key in keys:
-            if repetition > 1 and times[key][0] > 20:
+            if repetition > 1 and times[key][0] > 2:
                 continue  # one measurement of a slow solver is enough
             begin = time.perf_counter()
             if key == "scipy newton_krylov":
@@ -118,7 +122,7 @@ def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[
             else:
                 answers[key] = by_solver(key, bound, certificate, limit)
             elapsed = time.perf_counter() - begin
-            if repetition or elapsed > 20:
+            if repetition or elapsed > 2:
                 times[key].append(elapsed)
         begin = time.perf_counter()
         bound(bound.start())
@@ -161,7 +165,7 @@ def overhead(repetitions: int = 2000) -> dict[str, float]:
     image = torch.full_like(start, 2.0)
     few, many = (sd.parse_solver("julia:broyden?rule=diagonal") for _ in range(2))
 
-    def solve(solver: sd.integration.spec.Solver, limit: int) -> Callable[[], object]:
+    def solve(solver: Solver, limit: int) -> Callable[[], object]:
         # A map that costs nothing and has no fixed point: every evaluation up to the limit is spent.
         flip = [image, -image]
 

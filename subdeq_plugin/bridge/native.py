@@ -19,7 +19,7 @@ from .runtime import CancelFlag, Julia, Runtime
 # A name in Julia's table and its options, as pairs.
 Method = tuple[str, tuple[tuple[str, Any], ...]]
 
-__all__ = ["NATIVE_ACTIVATIONS", "is_native", "solve_native"]
+__all__ = ["NATIVE_ACTIVATIONS", "Method", "is_native", "solve_native"]
 
 # The activations that SubDEQ.jl has; one registered by the user is evaluated by torch, in callback mode.
 NATIVE_ACTIVATIONS = frozenset(

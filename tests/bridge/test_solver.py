@@ -290,6 +290,17 @@ def test_states_that_are_asked_for_are_recorded():
 
 
 @pytest.mark.julia
+@pytest.mark.parametrize(("power", "products"), [(0.4, False), (0.9, True)])
+def test_auto_iterates_in_torch_only_where_the_proof_says_it_is_quick(power, products):
+    bound = bound_map("dense", 2, power=power)
+    contraction = sd.certify(bound, conditions="subhomogeneous").contraction
+    solver = sd.parse_solver("julia:auto")
+    found = sd.solve(bound, ones_for(bound), solver, tol=1e-9, max_iter=200, contraction=contraction)
+    assert found.converged and (found.linear_evaluations > 0) == products
+    assert sd.solve(bound, ones_for(bound), solver, tol=1e-9).linear_evaluations > 0, "nothing proven, nothing assumed"
+
+
+@pytest.mark.julia
 def test_a_julia_error_is_a_bridge_error_and_the_next_solve_works(monkeypatch):
     solver = sd.parse_solver("julia:newton_krylov")
     monkeypatch.setattr(type(solver), "method", ("no_such_method", ()))
