@@ -25,7 +25,7 @@ from scipy.optimize import NoConvergence, newton_krylov
 from torch import Tensor
 
 import subdeq_plugin as sd
-from subdeq_plugin.bridge import runtime
+from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.bridge.runtime import probe
 from subdeq_plugin.integration.torchdeq import find_solver
 from subdeq_plugin.solvers import Solver
@@ -177,7 +177,7 @@ def overhead(repetitions: int = 2000) -> dict[str, float]:
 
     short, long = timed(solve(few, 2)), timed(solve(many, 22))
     return {
-        "job_microseconds": timed(lambda: runtime().call(lambda julia: None)),
+        "job_microseconds": timed(lambda: get_runtime().call(lambda julia: None)),
         "evaluation_microseconds": (long - short) / 20,
         "solve_microseconds": short,
     }

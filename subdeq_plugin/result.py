@@ -44,9 +44,7 @@ _MESSAGES = {
         "The iterates left the range of floating-point numbers; the map is no contraction here: certify the layer, "
         "or try subdeq:newton_krylov from another start."
     ),
-    Status.STALLED: (
-        "The method makes no more progress; try julia:newton_krylov, subdeq:newton_krylov, or another start."
-    ),
+    Status.STALLED: ("The method makes no more progress; try another one, such as subdeq:anderson, or another start."),
     Status.NONFINITE: "The map returned NaN or infinity at the start; check this sample's input for NaN or infinity.",
 }
 

@@ -23,11 +23,12 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from ..errors import BridgeError
-from .config import check_versions, find_route, prepare, sources
+from .config import check_versions, find_route, import_order_problems, prepare, sources
 
-__all__ = ["CancelFlag", "Julia", "Runtime", "probe", "runtime", "start_julia"]
+__all__ = ["CancelFlag", "Julia", "Runtime", "get_runtime", "probe", "start_julia"]
 
 T = TypeVar("T")
+_BLINK = 0.2  # seconds
 _SILENT = 2.0  # seconds of starting after which the user is told what takes so long
 
 
@@ -74,7 +75,8 @@ class Runtime:
         self._forked = self._stopped = False
         self._flags: set[CancelFlag] = set()
         self.seconds = 0.0
-        os.register_at_fork(after_in_child=self._poison)
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._poison)
 
     @property
     def running(self) -> bool:
@@ -92,7 +94,9 @@ class Runtime:
             BridgeError: Julia cannot be found, started or used here, or it raised.
         """
         job = self._put(work)
-        job.finished.acquire()
+        # With a timeout, or a Ctrl-C that the system hands to another thread would not wake this one.
+        while not job.finished.acquire(timeout=_BLINK):
+            continue
         if job.error is not None:
             raise job.error
         return job.result
@@ -149,8 +153,9 @@ class Runtime:
         """Until Julia is ready, with a word to the user where that takes long. Ctrl-C leaves it starting."""
         begun = time.perf_counter()
         if not self._ready.wait(_SILENT):
-            print("subdeq: starting Julia; the first start compiles for a minute or more.", file=sys.stderr, flush=True)
-            self._ready.wait()
+            print("subdeq: starting Julia; the very first start compiles for minutes.", file=sys.stderr, flush=True)
+            while not self._ready.wait(_BLINK):
+                continue
             print(f"subdeq: Julia is ready after {time.perf_counter() - begun:.0f} s.", file=sys.stderr, flush=True)
 
     def _poison(self) -> None:
@@ -233,12 +238,11 @@ def _text(error: BaseException) -> str:
 
 def _start_julia() -> tuple[Julia, Callable[[], None]]:
     """Import juliacall on this thread; returns Julia and what ends it."""
-    if sys.modules.get("juliacall") is not None:
-        raise BridgeError(
-            "juliacall was imported before, so Julia belongs to the thread that did it, and calls from another would "
-            "hang. Let subdeq_plugin start Julia: call subdeq_plugin.start_julia() before anything imports juliacall."
-        )
-    prepare(find_route(), os.environ)
+    route = find_route()
+    problems = import_order_problems(route=route)
+    if problems:
+        raise BridgeError(f"{' '.join(problems)} Call subdeq_plugin.start_julia() before anything imports juliacall.")
+    prepare(route, os.environ)
     exits: list[Callable[[], Any]] = []
     register, owner = atexit.register, threading.get_ident()
 
@@ -289,7 +293,7 @@ def _load(main: Any) -> None:
 _RUNTIME = Runtime()
 
 
-def runtime() -> Runtime:
+def get_runtime() -> Runtime:
     """Julia in this process; there can be only one."""
     return _RUNTIME
 
@@ -297,7 +301,8 @@ def runtime() -> Runtime:
 def start_julia() -> None:
     """Start Julia now instead of at the first solve that needs it; nothing where it runs already.
 
-    Worth calling before anything else imports juliacall: Julia belongs to the thread that starts it.
+    Worth calling before anything else imports juliacall: Julia belongs to the thread that starts it, and that is the
+    bridge's. Importing juliacall afterwards does no harm; calling Julia with it hangs at the next garbage collection.
 
     Raises:
         BridgeError: Julia cannot be found or started; the message says what was looked for and the remedy.

@@ -15,7 +15,7 @@ from ..solvers import SOLVERS as TORCH_SOLVERS
 from ..solvers import Picard, Problem, Solver, Stop, require
 from .callback import NoTransposedProduct, solve_callback
 from .native import Method, is_native, solve_native
-from .runtime import runtime, start_julia
+from .runtime import get_runtime, start_julia
 from .tensors import StagingPool
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "TrustRegion",
 ]
 
-_POOL = StagingPool(runtime())
+_POOL = StagingPool(get_runtime())
 _EASY = 0.5  # a proven rate up to which plain iteration in torch beats Newton's method in Julia
 _FLOOR_UNITS = 16
-_LARGEST_JACOBIAN = 2**32  # bytes, the factors included
+_LARGEST_MATRICES = 2**32  # bytes, the factors included
 _RULES = ("auto", "good", "bad", "diagonal")
 _REACTIONS = ("report", "warn", "raise")
 
@@ -86,13 +86,27 @@ class JuliaSolver(Solver):
             BridgeError: naming the reason and the remedy.
         """
 
+    def refuse_matrices(self, problem: Problem, z0: Tensor) -> None:
+        """Refuse a problem for which a dense matrix per sample would not fit.
+
+        Raises:
+            BridgeError: with the memory they would take.
+        """
+        entries = z0.numel() // problem.samples
+        size = 2 * problem.samples * entries**2 * z0.element_size()
+        if not problem.affine and size > _LARGEST_MATRICES:
+            raise BridgeError(
+                f"julia:{self.name} would need {size / 2**30:.1f} GiB for {problem.samples} matrices of {entries} x "
+                f"{entries} and their factors; use julia:newton_krylov, which forms none."
+            )
+
     def _solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
         states_wanted = any(index < stop.max_iter for index in stop.indexing)
         native = self.native and not states_wanted and is_native(problem, z0)
         normalised = getattr(problem.function, "normalizer", None) is not None
         if native or normalised:
             return self._tested(problem, z0, stop, native)
-        return solve_callback(runtime(), _POOL, self.method, problem, z0, stop)
+        return solve_callback(get_runtime(), _POOL, self.method, problem, z0, stop)
 
     def _tested(self, problem: Problem, z0: Tensor, stop: Stop, native: bool) -> Solution:
         """Solve, and have torch test the result where fixed points lie.
@@ -107,9 +121,9 @@ class JuliaSolver(Solver):
         while True:
             room = replace(stop, tol=tol, max_iter=int(stop.max_iter) - spent - 1)
             if native:
-                found = solve_native(runtime(), self.method, problem, state, replace(room, indexing=()))
+                found = solve_native(get_runtime(), self.method, problem, state, replace(room, indexing=()))
             else:
-                found = solve_callback(runtime(), _POOL, self.method, problem, state, room)
+                found = solve_callback(get_runtime(), _POOL, self.method, problem, state, room)
             tested = _test(problem, found.value, stop)
             recorded = recorded or found.trajectory
             iterations = spent + found.iterations
@@ -211,13 +225,7 @@ class NewtonRaphson(JuliaSolver):
     name: ClassVar[str] = "newton_raphson"
 
     def prepare(self, problem: Problem, z0: Tensor) -> None:
-        entries = z0.numel() // problem.samples
-        size = 2 * problem.samples * entries**2 * z0.element_size()
-        if not problem.affine and size > _LARGEST_JACOBIAN:
-            raise BridgeError(
-                f"julia:newton_raphson would need {size / 2**30:.1f} GiB for {problem.samples} Jacobians of "
-                f"{entries} x {entries} and their factors; use julia:newton_krylov, which forms none."
-            )
+        self.refuse_matrices(problem, z0)
 
 
 @dataclass(frozen=True)
@@ -272,6 +280,10 @@ class Broyden(JuliaSolver):
         if self.rule not in _RULES:
             raise unknown_name("rule", self.rule, _RULES)
         require(self.alpha > 0, "alpha", self.alpha, "positive")
+
+    def prepare(self, problem: Problem, z0: Tensor) -> None:
+        if self.rule in ("good", "bad"):
+            self.refuse_matrices(problem, z0)
 
 
 @dataclass(frozen=True)

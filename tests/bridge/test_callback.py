@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import subdeq_plugin as sd
-from subdeq_plugin.bridge import runtime
+from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.bridge.tensors import Shape, Staging, StagingPool
 from tests.problems import bound_map, ones_for, residuals
 
@@ -77,7 +77,7 @@ def test_a_product_costs_torch_one_copy():
 
 
 def test_staging_is_used_again_and_bounded():
-    pool = StagingPool(runtime(), most_samples=2)
+    pool = StagingPool(get_runtime(), most_samples=2)
 
     def shape(entries: int) -> Shape:
         return Shape("broyden", (), 1, entries, torch.float64, False)
@@ -87,15 +87,15 @@ def test_staging_is_used_again_and_bounded():
     with pool.lend(shape(3)) as again, pool.lend(shape(3)) as other:
         assert again is first and other is not first
     sessions = "length(SubDEQ.Bridge.SESSIONS)"
-    before = runtime().call(lambda julia: int(julia.ask(sessions)))
+    before = get_runtime().call(lambda julia: int(julia.ask(sessions)))
     for entries in range(4, 10):
         with pool.lend(shape(entries)):
             pass
-    assert runtime().call(lambda julia: int(julia.ask(sessions))) == before
+    assert get_runtime().call(lambda julia: int(julia.ask(sessions))) == before
 
 
 def test_a_solve_that_raises_throws_its_session_away():
-    pool = StagingPool(runtime())
+    pool = StagingPool(get_runtime())
     shape = Shape("broyden", (), 1, 3, torch.float64, False)
     lent: list[Staging] = []
 

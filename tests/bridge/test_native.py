@@ -10,7 +10,7 @@ from torch import Tensor
 
 import subdeq_plugin as sd
 from subdeq_plugin.autograd.implicit import Adjoint, fixed_point
-from subdeq_plugin.bridge import runtime
+from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.bridge.native import NATIVE_ACTIVATIONS, is_native
 from subdeq_plugin.errors import BridgeError
 from subdeq_plugin.layers import BoundMap
@@ -217,11 +217,12 @@ def test_what_julia_does_not_know_is_evaluated_by_torch():
 
 
 def test_the_two_lists_of_activations_agree():
-    names = runtime().call(lambda julia: str(julia.ask('join(sort!(collect(keys(SubDEQ.ACTIVATIONS))), " ")')))
+    names = get_runtime().call(lambda julia: str(julia.ask('join(sort!(collect(keys(SubDEQ.ACTIVATIONS))), " ")')))
     assert set(names.split()) == NATIVE_ACTIVATIONS
 
 
-def test_dense_jacobians_that_do_not_fit_are_refused():
+@pytest.mark.parametrize("key", ["julia:newton_raphson", "julia:broyden?rule=good", "julia:broyden?rule=bad"])
+def test_dense_matrices_that_do_not_fit_are_refused(key):
     bound = bound_map("conv")
     big = BoundMap.from_spec(
         sd.MapSpec(
@@ -232,8 +233,8 @@ def test_dense_jacobians_that_do_not_fit_are_refused():
     with pytest.raises(
         BridgeError, match=r"GiB for 1 Jacobians of 28800 x 28800 and their factors; use julia:newton_krylov"
     ):
-        sd.solve(big, ones_for(big), sd.parse_solver("julia:newton_raphson"))
-    assert solve(bound, "julia:newton_raphson").converged
+        sd.solve(big, ones_for(big), sd.parse_solver(key))
+    assert solve(bound, key).converged
 
 
 def test_callback_and_native_agree():

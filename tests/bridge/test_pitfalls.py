@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import subdeq_plugin as sd
-from subdeq_plugin.bridge import runtime
+from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.bridge.native import is_native
 from subdeq_plugin.bridge.solver import SOLVERS
 from subdeq_plugin.errors import BridgeError, ShapeError
@@ -26,7 +26,7 @@ NEWTON = sd.parse_solver("julia:newton_krylov")
 LONG = """
     import atexit, gc, os, signal, sys, threading, time, torch
     import subdeq_plugin as sd
-    from subdeq_plugin.bridge import runtime
+    from subdeq_plugin.bridge import get_runtime
     torch.manual_seed(0)
     layer = sd.SubhomLinear(3, 400, activation="relu", shift=0.001, power=0.999)
     bound = layer.double().bind(torch.rand(200, 3).double()).detach()
@@ -113,7 +113,7 @@ class TestMemory:
             gc.collect()
             others = [torch.full((4, 100000), 7.0).double() for _ in range(8)]
             busy.join()
-            runtime().call(lambda julia: None)
+            get_runtime().call(lambda julia: None)
             print(all(bool((other == 7).all()) for other in others), small())
         """)
         found = words(result)
@@ -137,12 +137,12 @@ class TestMemory:
         assert words(result) == ["True"]
 
     def test_sessions_kept_inside_julia_are_bounded_in_bytes(self):
-        limit = runtime().call(lambda julia: int(julia.ask("SubDEQ._MOST_BYTES")))
+        limit = get_runtime().call(lambda julia: int(julia.ask("SubDEQ._MOST_BYTES")))
         for entries in (300, 310, 320, 330, 340, 350):
             torch.manual_seed(0)
             bound = sd.SubhomLinear(2, entries).double().bind(torch.rand(128, 2).double()).detach()
             assert sd.solve(bound, bound.start(), sd.parse_solver("julia:broyden"), tol=1e-6, max_iter=60).converged
-            kept = runtime().call(lambda julia: int(julia.ask("sum(last, SubDEQ._POOL)")))
+            kept = get_runtime().call(lambda julia: int(julia.ask("sum(last, SubDEQ._POOL)")))
             assert kept <= limit
 
     def test_more_samples_than_coroutines(self):
@@ -176,7 +176,7 @@ class TestInterruptions:
                 long("true")
             except TooLong:
                 begun = time.perf_counter()
-                runtime().call(lambda julia: None)
+                get_runtime().call(lambda julia: None)
                 print(time.perf_counter() - begun < 30, small())
         """)
         assert words(result) == ["True", "True"]
@@ -209,8 +209,8 @@ class TestInterruptions:
             julia.ask("throw(Ugly())")
 
         with pytest.raises(BridgeError, match="Julia raised: an error that cannot be shown"):
-            runtime().call(fail)
-        assert runtime().call(lambda julia: int(julia.ask("1 + 1"))) == 2
+            get_runtime().call(fail)
+        assert get_runtime().call(lambda julia: int(julia.ask("1 + 1"))) == 2
 
     def test_exit_handlers_of_other_threads_stay_theirs(self):
         result = python("""
@@ -285,7 +285,7 @@ def test_the_numbers_of_both_sides_agree():
 
     def numbers(name: str) -> dict[str, int]:
         pairs = f'join((string(x, "=", Int(x)) for x in instances(SubDEQ.{name})), " ")'
-        text = runtime().call(lambda julia: str(julia.ask(pairs)))
+        text = get_runtime().call(lambda julia: str(julia.ask(pairs)))
         return {key: int(value) for key, value in (pair.split("=") for pair in text.split())}
 
     assert numbers("Outcome") == {status.name: int(status) for status in Status}

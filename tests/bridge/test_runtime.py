@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import subdeq_plugin as sd
-from subdeq_plugin.bridge import runtime
+from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.errors import BridgeError
 from subdeq_plugin.result import Status
 from tests.problems import bound_map, ones_for, residuals
@@ -41,10 +41,10 @@ def solve(seed: int = 0, solver: str = "julia:newton_krylov", **keywords) -> sd.
 
 
 def test_a_job_runs_on_one_thread_and_returns():
-    names = {runtime().call(lambda julia: threading.current_thread().name) for _ in range(3)}
+    names = {get_runtime().call(lambda julia: threading.current_thread().name) for _ in range(3)}
     assert names == {"subdeq-julia"} and threading.current_thread().name not in names
-    assert runtime().call(lambda julia: int(julia.ask("1 + 1"))) == 2
-    assert runtime().running
+    assert get_runtime().call(lambda julia: int(julia.ask("1 + 1"))) == 2
+    assert get_runtime().running
 
 
 def test_an_exception_of_a_job_is_raised_where_it_was_posted():
@@ -55,15 +55,15 @@ def test_an_exception_of_a_job_is_raised_where_it_was_posted():
         raise Odd("here")
 
     with pytest.raises(Odd, match="here"):
-        runtime().call(fail)
+        get_runtime().call(fail)
     with pytest.raises(BridgeError, match=r"Julia raised: .*DomainError"):
-        runtime().call(lambda julia: julia.ask("sqrt(-1.0)"))
-    assert runtime().call(lambda julia: int(julia.ask("2 + 2"))) == 4
+        get_runtime().call(lambda julia: julia.ask("sqrt(-1.0)"))
+    assert get_runtime().call(lambda julia: int(julia.ask("2 + 2"))) == 4
 
 
 def test_a_job_cannot_wait_for_itself():
     with pytest.raises(BridgeError, match="wait for itself"):
-        runtime().call(lambda julia: runtime().call(lambda again: None))
+        get_runtime().call(lambda julia: get_runtime().call(lambda again: None))
 
 
 @pytest.mark.parametrize("native", ["true", "false"])
@@ -75,7 +75,7 @@ def test_eight_threads_and_a_backward_worker_survive_garbage_collection(native):
 
     def collecting(bound):
         def f(z):
-            runtime().call(lambda julia: julia.ask("GC.gc(false)") and None)
+            get_runtime().call(lambda julia: julia.ask("GC.gc(false)") and None)
             return bound(z)
 
         return f
@@ -85,7 +85,7 @@ def test_eight_threads_and_a_backward_worker_survive_garbage_collection(native):
         for _ in range(2):
             function = bound if native == "true" else collecting(bound)
             solution = sd.solve(function, ones_for(bound), sd.parse_solver(key), tol=1e-10, max_iter=200)
-            runtime().call(lambda julia: julia.ask(COLLECT) and None)
+            get_runtime().call(lambda julia: julia.ask(COLLECT) and None)
             found[index].append(float(residuals(bound, solution.value)[1].max()))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
@@ -105,7 +105,7 @@ def test_a_backward_pass_on_another_thread_collects_and_finishes():
     done = []
 
     def backward() -> None:
-        z.register_hook(lambda grad: runtime().call(lambda julia: julia.ask(COLLECT) and None))
+        z.register_hook(lambda grad: get_runtime().call(lambda julia: julia.ask(COLLECT) and None))
         z.sum().backward()
         done.append(True)
 
@@ -136,8 +136,8 @@ def test_ctrl_c_reaches_the_caller_and_leaves_the_bridge_usable(native):
     code = f"""
         import os, signal, threading, time, torch
         import subdeq_plugin as sd
-        from subdeq_plugin.bridge import runtime
-        runtime().call(lambda julia: None)
+        from subdeq_plugin.bridge import get_runtime
+        get_runtime().call(lambda julia: None)
         torch.manual_seed(0)
         layer = sd.SubhomLinear(3, 400, activation="relu", shift=0.001, power=0.999)
         bound = layer.double().bind(torch.rand(200, 3).double()).detach()
@@ -158,7 +158,7 @@ def test_ctrl_c_reaches_the_caller_and_leaves_the_bridge_usable(native):
 
 
 def test_a_forked_child_is_told_so():
-    assert runtime().running or runtime().call(lambda julia: True)
+    assert get_runtime().running or get_runtime().call(lambda julia: True)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -225,7 +225,7 @@ def test_importing_the_package_never_starts_julia():
     result = python("""
         import sys, subdeq_plugin as sd
         sd.parse_solver("julia:auto"); sd.solver("julia:broyden?alpha=2.0")
-        print("juliacall" in sys.modules, sd.bridge.runtime().running)
+        print("juliacall" in sys.modules, sd.bridge.get_runtime().running)
     """)
     assert result.stdout.split() == ["False", "False"], result.stderr[-2000:]
 
@@ -246,7 +246,7 @@ def test_ten_thousand_solves_do_not_grow_memory(native):
         for _ in range(count):
             found = sd.solve(bound, start, solver, tol=1e-6, max_iter=100)
         assert found.status.tolist() == [Status.CONVERGED] * 3
-        runtime().call(lambda julia: julia.ask(COLLECT) and None)
+        get_runtime().call(lambda julia: julia.ask(COLLECT) and None)
 
     many(2000)
     before = _resident()

@@ -16,7 +16,7 @@ How a sample ended; the numbers are those of `subdeq_plugin.Status`.
 @enum Measure::Int32 ABSOLUTE = 1 RELATIVE = 2 THOMPSON = 3 HILBERT = 4
 
 """
-    Goal(tol, limit, measure; positive = false)
+    Goal{T}(tol, limit, measure, positive)
 
 When a sample is done: its residual in `measure` is at most `tol`, or it has spent `limit` evaluations. With `positive`
 only states of the open positive orthant are evaluated.
