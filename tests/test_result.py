@@ -25,7 +25,7 @@ def solution(*codes: Status) -> Solution:
 
 
 def test_codes_are_stable():
-    names = ["CONVERGED", "ROUNDING_FLOOR", "MAX_ITERATIONS", "DIVERGED", "NONFINITE"]
+    names = ["CONVERGED", "ROUNDING_FLOOR", "MAX_ITERATIONS", "DIVERGED", "NONFINITE", "STALLED"]
     assert {status.name: int(status) for status in Status} == {name: code for code, name in enumerate(names)}
 
 
@@ -49,7 +49,7 @@ def test_the_message_says_the_remedy(status, remedy):
 
 
 def test_what_counts_as_failed():
-    assert [status.failed for status in Status] == [False, False, True, True, True]
+    assert [status.failed for status in Status] == [False, False, True, True, True, True]
     every = solution(*Status)
     assert every.failed.tolist() == [status.failed for status in every.statuses]
     assert every.statuses == tuple(Status)
