@@ -40,9 +40,8 @@ __all__ = [
     "version_problems",
 ]
 
-MINIMUM_JULIACALL = "0.9.26"
+MINIMUM_JULIACALL = "0.9.28"  # older ones ignore PYTHON_JULIACALL_EXE and let juliapkg download a Julia
 USE_JULIA = "subdeq doctor --use-julia EXE --project DIR"
-_FIRST_WITH_EXE = "0.9.28"  # older ones ignore PYTHON_JULIACALL_EXE and let juliapkg download a Julia
 _FIRST_FOR_1_12 = "0.9.32"
 _MINIMUM_JULIA = "1.10"
 _OURS = ("SUBDEQ_JULIA_EXE", "SUBDEQ_JULIA_PROJECT")
@@ -100,16 +99,15 @@ def find_route(environ: Mapping[str, str] = os.environ) -> Route:
         if not (_installed("juliacall") and _installed("juliapkg")):
             raise BridgeError(_nothing_found(environ))
         route = Route("juliapkg")
-    minimum = _FIRST_WITH_EXE if route.offline else MINIMUM_JULIACALL
     if not _installed("juliacall"):
         raise BridgeError(
             f"the Python package juliacall is not installed, and {route.executable}, {route.describe()}, is used "
-            f"through it: pip install 'juliacall>={minimum}'."
+            f"through it: pip install 'juliacall>={MINIMUM_JULIACALL}'."
         )
     version = juliacall_version()
-    if _numbers(version) < _numbers(minimum):
+    if _numbers(version) < _numbers(MINIMUM_JULIACALL):
         why = "; older ones ignore the choice of a Julia" if route.offline else ""
-        raise BridgeError(f"juliacall {version} is too old{why}: pip install 'juliacall>={minimum}'.")
+        raise BridgeError(f"juliacall {version} is too old{why}: pip install 'juliacall>={MINIMUM_JULIACALL}'.")
     return route
 
 
@@ -211,7 +209,7 @@ def _nothing_found(environ: Mapping[str, str]) -> str:
         f"({'it has none' if path.exists() else 'no such file'}); {' and '.join(_THEIRS)} (not set); the Python "
         f"packages {' and '.join(packages)}. Two ways to get it. Online: pip install 'subdeq-plugin[julia]'; the first "
         f"use downloads Julia and its packages. Offline, with a Julia of yours: pip install "
-        f"'juliacall>={_FIRST_WITH_EXE}', then {USE_JULIA}."
+        f"'juliacall>={MINIMUM_JULIACALL}', then {USE_JULIA}."
     )
 
 
