@@ -13,7 +13,13 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 4
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.julia] if path.stem.startswith("julia") else [])
+        for path in EXAMPLES
+    ],
+)
 def test_example_runs(example):
     result = subprocess.run(
         [sys.executable, "-W", "error", str(example)], capture_output=True, text=True, timeout=300, check=False
