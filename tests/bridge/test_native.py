@@ -231,7 +231,7 @@ def test_dense_matrices_that_do_not_fit_are_refused(key):
         )
     )
     with pytest.raises(
-        BridgeError, match=r"GiB for 1 Jacobians of 28800 x 28800 and their factors; use julia:newton_krylov"
+        BridgeError, match=r"GiB for 1 matrices of 28800 x 28800 and their factors; use julia:newton_krylov"
     ):
         sd.solve(big, ones_for(big), sd.parse_solver(key))
     assert solve(bound, key).converged

@@ -21,7 +21,7 @@ from subdeq_plugin.integration.torchdeq import find_solver
 from subdeq_plugin.solvers import Anderson, Auto, Gmres, Halpern, NewtonKrylov, Picard
 from tests.problems import residuals
 
-KEYS = tuple(f"{family}:{name}" for family, solvers in FAMILIES.items() for name in solvers)
+EVERY_KEY = tuple(f"{family}:{name}" for family, solvers in FAMILIES.items() for name in solvers)
 
 KEYS = {
     "subdeq:auto": Auto(),
@@ -110,7 +110,7 @@ def test_every_option_of_every_solver_is_reachable():
 
 def test_registering_again_changes_nothing():
     before = dict(torchdeq.solver._solvers), dict(core._core), dict(base_norm._norm_class)
-    assert sd.register() == sd.register() == KEYS
+    assert sd.register() == sd.register() == EVERY_KEY
     assert (torchdeq.solver._solvers, core._core, base_norm._norm_class) == before
 
 
