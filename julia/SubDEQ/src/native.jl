@@ -33,7 +33,7 @@ end
 """
     columns_of(map::LayerMap, range)
 
-The map for a range of samples, without a copy.
+The map for a range of samples, without a copy: `map` must be kept alive while it is used.
 """
 columns_of(map::LayerMap, range) = LayerMap(map.operator, map.activation;
     inner = _columns(map.inner, range), outer = _columns(map.outer, range), normalizer = map.normalizer)
@@ -71,8 +71,7 @@ Throws an `InterruptException` when `cancelled()`, and whatever a solver throws 
 """
 function solve!(value::Matrix{T}, map::LayerMap{T}, solver::Solver, goal::Goal{T}; cancelled = () -> false) where {T}
     return each_block(value, solver, false) do session, range
-        server = LayerServer(columns_of(map, range), session.Z)
-        run!(session, server, goal; cancelled)
+        GC.@preserve map run!(session, LayerServer(columns_of(map, range), session.Z), goal; cancelled)
     end
 end
 
@@ -85,11 +84,13 @@ Solve `u = g + J(z)ᵀ u` for every column, with GMRES; `value` holds the starts
 function solve_adjoint!(value::Matrix{T}, map::LayerMap{T}, z::Matrix{T}, g::Matrix{T}, solver::Solver, goal::Goal{T};
         cancelled = () -> false) where {T}
     return each_block(value, solver, true) do session, range
-        primal = LayerServer(columns_of(map, range), session.Z)
-        all = 1:length(range)
-        evaluate!(session.F, primal, _columns(z, range), all)
-        linearize!(primal, session.F, all)
-        run!(session, AdjointServer(primal, _columns(g, range)), goal; cancelled)
+        GC.@preserve map z g begin
+            primal = LayerServer(columns_of(map, range), session.Z)
+            all = 1:length(range)
+            evaluate!(session.F, primal, _columns(z, range), all)
+            linearize!(primal, session.F, all)
+            run!(session, AdjointServer(primal, _columns(g, range)), goal; cancelled)
+        end
     end
 end
 
@@ -101,7 +102,7 @@ function each_block(f::F, value::Matrix{T}, solver, affine) where {F,T}
     work(range) = begin
         key = (solver.name, solver.options, T, entries, length(range), affine, Threads.threadid())
         with_session(key, length(range) * lane_bytes(solver, T, entries), () -> Session{T}(solver, entries, length(range); affine)) do session
-            copyto!(session.Z, _columns(value, range))
+            copyto!(session.Z, view(value, :, range))
             f(session, range)
             record!(result, session, value, range)
         end
