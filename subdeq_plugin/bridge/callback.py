@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..errors import BridgeError
 from ..result import Solution
 from ..solvers import FixedPointMap, Problem, Stop
 from .runtime import Julia, Runtime
-from .tensors import Shape, Staging, StagingPool, working_dtype
+from .tensors import Method, Shape, Staging, StagingPool, working_dtype
 
 __all__ = ["MEASURES", "NoTransposedProduct", "Request", "solve_callback"]
 
@@ -40,7 +39,7 @@ class Request(IntEnum):
 def solve_callback(
     runtime: Runtime,
     pool: StagingPool,
-    method: tuple[str, tuple[tuple[str, Any], ...]],
+    method: Method,
     problem: Problem,
     start: Tensor,
     stop: Stop,
@@ -62,7 +61,7 @@ def solve_callback(
             "where it is one.)"
         )
     flat = problem.place(problem.flatten(start))
-    shape = Shape(*method, problem.samples, flat.shape[1], working_dtype(start.dtype), problem.affine)
+    shape = Shape(method, problem.samples, flat.shape[1], working_dtype(start.dtype), problem.affine)
     with pool.lend(shape) as staging:
         staging.states.copy_(flat)
         return _Exchange(runtime, staging, problem, start, stop).run()

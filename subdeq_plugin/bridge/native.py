@@ -15,11 +15,9 @@ from ..result import Solution
 from ..solvers import AdjointMap, Problem, Stop
 from .callback import MEASURES
 from .runtime import CancelFlag, Julia, Runtime
+from .tensors import Method
 
-# A name in Julia's table and its options, as pairs.
-Method = tuple[str, tuple[tuple[str, Any], ...]]
-
-__all__ = ["NATIVE_ACTIVATIONS", "Method", "is_native", "solve_native"]
+__all__ = ["NATIVE_ACTIVATIONS", "is_native", "solve_native"]
 
 # The activations that SubDEQ.jl has; one registered by the user is evaluated by torch, in callback mode.
 NATIVE_ACTIVATIONS = frozenset(
@@ -96,7 +94,7 @@ def _job(
         bridge = julia.bridge
         operator = _OPERATORS[spec.options["kind"]](bridge, spec, problem.shape, value.dtype == torch.float64)
         map_ = _map(bridge, operator, spec, dims, problem.samples)
-        chosen = julia.method(*method)
+        chosen = julia.method(method)
         addresses = (value.data_ptr(), statistics.data_ptr(), flag.address)
         # The GIL is released: other threads go on, and Ctrl-C reaches the caller.
         if adjoint is None:

@@ -42,12 +42,11 @@ class Julia:
         # Looked up once, since every evaluation calls it. Other Python threads go on while Julia works.
         self.advance: Callable[[int], int] = self.bridge.advance_session._jl_call_nogil
 
-    def method(self, name: str, options: tuple[tuple[str, Any], ...]) -> Any:
-        """The method of that name and options, made once."""
-        key = (name, options)
-        if key not in self._methods:
-            self._methods[key] = self.bridge.solver(name, options)
-        return self._methods[key]
+    def method(self, method: tuple[str, tuple[tuple[str, Any], ...]]) -> Any:
+        """Julia's object for a name and its options, made once."""
+        if method not in self._methods:
+            self._methods[method] = self.bridge.solver(*method)
+        return self._methods[method]
 
     def ask(self, code: str) -> Any:
         """The value of a Julia expression; never of anything a user wrote."""

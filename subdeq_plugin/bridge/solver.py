@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..errors import BridgeError, ConvergenceError, ConvergenceWarning, unknown_name
 from ..result import Solution, Status
+from ..solvers import FLOOR_UNITS, Picard, Problem, Solver, Stop, require
 from ..solvers import SOLVERS as TORCH_SOLVERS
-from ..solvers import Picard, Problem, Solver, Stop, require
 from .callback import NoTransposedProduct, solve_callback
-from .native import Method, is_native, solve_native
+from .native import is_native, solve_native
 from .runtime import get_runtime, start_julia
-from .tensors import StagingPool
+from .tensors import Method, StagingPool
 
 __all__ = [
     "SOLVERS",
@@ -32,7 +32,6 @@ __all__ = [
 
 _POOL = StagingPool(get_runtime())
 _EASY = 0.5  # a proven rate up to which plain iteration in torch beats Newton's method in Julia
-_FLOOR_UNITS = 16
 _LARGEST_MATRICES = 2**32  # bytes, the factors included
 _RULES = ("auto", "good", "bad", "diagonal")
 _REACTIONS = ("report", "warn", "raise")
@@ -164,7 +163,7 @@ def _test(problem: Problem, state: Tensor, stop: Stop) -> Solution:
 
 def _judged(problem: Problem, found: Solution, tested: Solution) -> Tensor:
     """The status of every sample: what torch's test says, and where it says no, why Julia stopped."""
-    tiny = tested.rel_residual <= _FLOOR_UNITS * problem.rounding_unit(tested.value)
+    tiny = tested.rel_residual <= FLOOR_UNITS * problem.rounding_unit(tested.value)
     missed = torch.where(tiny, int(Status.ROUNDING_FLOOR), int(Status.MAX_ITERATIONS))
     status = torch.where(found.status == Status.CONVERGED, missed, found.status)
     return torch.where(tested.status == Status.CONVERGED, int(Status.CONVERGED), status)

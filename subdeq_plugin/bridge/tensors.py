@@ -16,7 +16,10 @@ import torch
 
 from .runtime import Julia, Runtime
 
-__all__ = ["Shape", "Staging", "StagingPool", "working_dtype"]
+__all__ = ["Method", "Shape", "Staging", "StagingPool", "working_dtype"]
+
+# A name in Julia's table and its options, as pairs.
+Method = tuple[str, tuple[tuple[str, Any], ...]]
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,16 +32,14 @@ class Shape:
     """What a session is made for.
 
     Attributes:
-        method: name of the method in Julia's table.
-        options: its options, as pairs.
+        method: what Julia solves with.
         samples: `B`.
         entries: `N`, of one flattened sample.
         dtype: float32 or float64.
         affine: whether the map is affine.
     """
 
-    method: str
-    options: tuple[tuple[str, Any], ...]
+    method: Method
     samples: int
     entries: int
     dtype: torch.dtype
@@ -76,7 +77,7 @@ class Staging:
 
     def _open(self, julia: Julia, shape: Shape) -> None:
         addresses = [part.data_ptr() for part in (self.states, self.images, self.tangents, self.products)]
-        method, double = julia.method(shape.method, shape.options), shape.dtype == torch.float64
+        method, double = julia.method(shape.method), shape.dtype == torch.float64
         size = (shape.entries, shape.samples)
         self.session = int(julia.bridge.open_session(method, double, *size, *addresses, shape.affine))
         self.bytes = shape.samples * int(julia.bridge.lane_bytes(method, double, shape.entries))

@@ -14,12 +14,11 @@ from ..errors import CertificateError, OptionError
 from ..layers import BoundMap
 from ..metrics import METRICS, Contraction
 from ..result import Solution, Status
-from ..solvers import Solver
+from ..solvers import FLOOR_UNITS, Solver
 from ..solvers import solve as solve_residual
 
 __all__ = ["solve"]
 
-_FLOOR_UNITS = 16  # a relative residual of so many rounding units is as small as they get
 _TIGHTEN = 0.1  # the factor by which a residual's tolerance shrinks while the guaranteed error is too large
 
 
@@ -115,7 +114,7 @@ def _certified(
         error = _error(proof, solution)
         done = error <= eps
         # A residual as small as rounding allows, and a bound that no longer shrinks with it.
-        small = solution.rel_residual <= _FLOOR_UNITS * unit
+        small = solution.rel_residual <= FLOOR_UNITS * unit
         stuck = solution.status == Status.ROUNDING_FLOOR
         stuck |= small & (error > 0.9 * before) if before is not None else small & (solution.rel_residual == 0)
         before = error

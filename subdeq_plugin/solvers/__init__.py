@@ -11,13 +11,14 @@ from ..metrics import Contraction
 from ..result import Solution
 from .anderson import Anderson
 from .auto import Auto
-from .base import STOP_MODES, AdjointMap, FixedPointMap, Iteration, Problem, Solver, Stop, require
+from .base import FLOOR_UNITS, STOP_MODES, AdjointMap, FixedPointMap, Iteration, Problem, Solver, Stop, require
 from .gmres import Gmres
 from .halpern import Halpern
 from .newton_krylov import NewtonKrylov
 from .picard import Picard
 
 __all__ = [
+    "FLOOR_UNITS",
     "SOLVERS",
     "STOP_MODES",
     "AdjointMap",

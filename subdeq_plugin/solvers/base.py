@@ -20,9 +20,21 @@ from ..errors import OptionError, unknown_name
 from ..metrics import METRICS, Contraction
 from ..result import Solution
 
-__all__ = ["STOP_MODES", "AdjointMap", "FixedPointMap", "Iteration", "Problem", "Solver", "Stop", "require"]
+__all__ = [
+    "FLOOR_UNITS",
+    "STOP_MODES",
+    "AdjointMap",
+    "FixedPointMap",
+    "Iteration",
+    "Problem",
+    "Solver",
+    "Stop",
+    "require",
+]
 
 STOP_MODES = ("abs", "rel", *METRICS)
+
+FLOOR_UNITS = 16  # a relative residual of so many rounding units is as small as they get
 
 JacobianProduct = Callable[[Tensor], Tensor]
 

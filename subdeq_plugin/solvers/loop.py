@@ -14,13 +14,11 @@ from torch import Tensor
 
 from ..metrics import METRICS
 from ..result import Solution, Status
-from .base import Iteration, Problem, Stop
+from .base import FLOOR_UNITS, Iteration, Problem, Stop
 
 __all__ = ["advance", "iterate"]
 
-# A relative residual this many rounding units small, without progress for so many steps, will not get smaller.
-_FLOOR_UNITS = 16
-_PATIENCE = 6
+_PATIENCE = 6  # steps without progress after which a residual of the size of rounding will not get smaller
 
 
 @dataclass
@@ -97,7 +95,7 @@ def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, eval
         best.update(better, z, fz, residual, iteration)
 
         done = active & finite & (residual.tested <= stop.tol)
-        floor = active & ~done & (best.stalled >= _PATIENCE) & (best.residual.relative <= _FLOOR_UNITS * unit)
+        floor = active & ~done & (best.stalled >= _PATIENCE) & (best.residual.relative <= FLOOR_UNITS * unit)
         seen = best.residual.tested.isfinite()
         broken = active & ~finite
         retried = retried & ~better

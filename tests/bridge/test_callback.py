@@ -80,7 +80,7 @@ def test_staging_is_used_again_and_bounded():
     pool = StagingPool(get_runtime(), most_samples=2)
 
     def shape(entries: int) -> Shape:
-        return Shape("broyden", (), 1, entries, torch.float64, False)
+        return Shape(("broyden", ()), 1, entries, torch.float64, False)
 
     with pool.lend(shape(3)) as first:
         pass
@@ -96,7 +96,7 @@ def test_staging_is_used_again_and_bounded():
 
 def test_a_solve_that_raises_throws_its_session_away():
     pool = StagingPool(get_runtime())
-    shape = Shape("broyden", (), 1, 3, torch.float64, False)
+    shape = Shape(("broyden", ()), 1, 3, torch.float64, False)
     lent: list[Staging] = []
 
     def fail() -> None:

@@ -32,9 +32,9 @@ using SciMLBase: SciMLBase
 using SparseArrays: SparseArrays, SparseMatrixCSC, nonzeros, rowvals
 using SpecialFunctions: erf
 
-export ABSOLUTE, ACTIVATIONS, Activation, CONVERGED, Conv, Dense, DIVERGED, Goal, Graph, HILBERT, LayerMap, LayerServer,
-    MAX_ITERATIONS, SOLVERS, Solver, NONFINITE, Normalizer, OnDevice, Outcome, PerronPair, RELATIVE, ROUNDING_FLOOR, Result, STALLED,
-    Server, Session, THOMPSON, collatz_wielandt, noda, perron_krylov, solve!, solve_adjoint!
+export ABSOLUTE, ACTIVATIONS, Activation, CONVERGED, Conv, DIVERGED, Dense, Goal, Graph, HILBERT, LayerMap,
+    LayerServer, MAX_ITERATIONS, NONFINITE, Normalizer, OnDevice, Outcome, PerronPair, RELATIVE, ROUNDING_FLOOR, Result,
+    SOLVERS, STALLED, Server, Session, Solver, THOMPSON, collatz_wielandt, noda, perron_krylov, solve!, solve_adjoint!
 
 include("activations.jl")
 include("operators.jl")

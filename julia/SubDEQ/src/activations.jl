@@ -44,6 +44,9 @@ const ACTIVATIONS = Dict{String,ScalarFunction}(
     "elu" => ScalarFunction(_elu, _elu_slope),
 )
 
+known(table, kind, name) = haskey(table, name) ||
+    throw(ArgumentError("unknown $kind $(repr(name)); known: $(join(sort!(collect(keys(table))), ", "))"))
+
 """
     Activation{T}(name; shift = 0, power = 1)
 
@@ -56,8 +59,7 @@ struct Activation{T}
     shift::T
     power::T
     function Activation{T}(name; shift = 0, power = 1) where {T}
-        haskey(ACTIVATIONS, name) ||
-            throw(ArgumentError("unknown activation $(repr(name)); known: $(join(sort!(collect(keys(ACTIVATIONS))), ", "))"))
+        known(ACTIVATIONS, "activation", name)
         return new{T}(name, shift, power)
     end
 end

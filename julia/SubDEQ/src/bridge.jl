@@ -20,7 +20,10 @@ _wrap_or_nothing(T, address, dims...) = address == 0 ? nothing : _wrap(T, addres
 
 A solver from its name and pairs of options; numbers or strings.
 """
-solver(name, options) = Solver(String(name); (Symbol(k) => v isa AbstractString ? String(v) : Float64(v) for (k, v) in options)...)
+solver(name, options) = Solver(String(name); (Symbol(k) => _plain(v) for (k, v) in options)...)
+
+_plain(x::AbstractString) = String(x)
+_plain(x) = Float64(x)
 
 goal(T, tol, limit, measure, positive) = Goal{T}(T(tol), Int(limit), Measure(Int32(measure)), Bool(positive))
 

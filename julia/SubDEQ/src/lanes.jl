@@ -1,8 +1,8 @@
 # One lane a sample: a coroutine in which a solver of NonlinearSolve.jl or Krylov.jl works on that sample alone.
 #
 # Neither package has batched solvers, and a batch written as one system lets one bad sample spoil all others. So every
-# sample is solved by itself, by an unchanged solver, in a coroutine of its own. Where the solver needs `f` or a Jacobian
-# product, its lane leaves the request and yields; when all lanes wait, one batched evaluation serves them together.
+# sample is solved by itself, by an unchanged solver, in a coroutine of its own. Where the solver needs `f` or a
+# Jacobian product, its lane leaves the request and yields; when all lanes wait, one batched evaluation serves them all.
 
 @enum Request::Int32 IDLE = 0 EVALUATE = 1 LINEARIZE = 2 PUSHFORWARD = 3 PULLBACK = 4 FINISHED = 5
 

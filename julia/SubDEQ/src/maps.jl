@@ -48,7 +48,7 @@ function LayerServer(map::LayerMap{T}, prototype::AbstractMatrix{T}) where {T}
     fresh() = similar(prototype)
     none() = similar(prototype, 0, size(prototype, 2))
     normalized = !isnothing(map.normalizer)
-    groups = normalized ? length(norms(map.normalizer, block(map.operator, fill!(similar(prototype, size(prototype, 1), 1), 1)))) : 0
+    groups = normalized ? prod(_norms_shape(map)) : 0
     return LayerServer(
         map, fresh(), fresh(), normalized ? fresh() : none(), normalized ? fresh() : none(),
         similar(prototype, groups, size(prototype, 2)), (fresh(), fresh()))
@@ -138,10 +138,11 @@ end
 function _norm_parts(s, columns)
     pick(m) = everything(m, columns) ? m : m[:, columns]
     φ = pick(s.norms)
-    shape = Tuple(d in s.map.normalizer.dims ? 1 : n for (d, n) in enumerate(sample_shape(s.map.operator)))
     return block(s.map.operator, pick(s.values)), block(s.map.operator, pick(s.gradients)),
-           reshape(φ, shape..., length(columns))
+           reshape(φ, _norms_shape(s.map)..., length(columns))
 end
+
+_norms_shape(map) = Tuple(d in map.normalizer.dims ? 1 : n for (d, n) in enumerate(sample_shape(map.operator)))
 
 function pushforward!(P, s::LayerServer, V, columns)
     map = s.map

@@ -39,7 +39,8 @@ columns_of(map::LayerMap, range) = LayerMap(map.operator, map.activation;
     inner = _columns(map.inner, range), outer = _columns(map.outer, range), normalizer = map.normalizer)
 
 _columns(::Nothing, range) = nothing
-_columns(m::Matrix, range) = unsafe_wrap(Array, pointer(m, (first(range) - 1) * size(m, 1) + 1), (size(m, 1), length(range)))
+_columns(m::Matrix, range) =
+    unsafe_wrap(Array, pointer(m, (first(range) - 1) * size(m, 1) + 1), (size(m, 1), length(range)))
 
 # About so many states does a lane keep: its columns, the solver's cache and the Krylov basis.
 const _STATES_PER_LANE = 60
@@ -101,7 +102,8 @@ function each_block(f::F, value::Matrix{T}, solver, affine) where {F,T}
     ranges = collect(Iterators.partition(1:samples, width))
     work(range) = begin
         key = (solver.name, solver.options, T, entries, length(range), affine, Threads.threadid())
-        with_session(key, length(range) * lane_bytes(solver, T, entries), () -> Session{T}(solver, entries, length(range); affine)) do session
+        make() = Session{T}(solver, entries, length(range); affine)
+        with_session(key, length(range) * lane_bytes(solver, T, entries), make) do session
             copyto!(session.Z, view(value, :, range))
             f(session, range)
             record!(result, session, value, range)

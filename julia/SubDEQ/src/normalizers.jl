@@ -3,7 +3,8 @@
 """
     Normalizer(p, dims)
 
-Division by the p-norm over the dimensions `dims` of a sample (Julia's numbering), `1 ≤ p ≤ Inf`, for positive states.
+Division by the p-norm over the dimensions `dims` of a sample (Julia's numbering), for positive states and
+`1 ≤ p ≤ Inf`.
 """
 struct Normalizer{D}
     p::Float64

@@ -6,7 +6,8 @@
 """
     Operator{T}
 
-A linear map of samples. A new kind is a subtype with the methods `multiply!`, `multiply_transposed!` and `sample_shape`.
+A linear map of samples. A new kind is a subtype with the methods `multiply!`, `multiply_transposed!` and
+`sample_shape`.
 """
 abstract type Operator{T} end
 
@@ -126,18 +127,30 @@ function _spread!(y, P, x, features)
     return y
 end
 
-# The features of one node, contiguous after `at`, from those of its neighbours in the sample that begins after `before`.
+# The features of one node, contiguous after `at`, from those of its neighbours in the sample that begins after `before`:
+# in tiles whose sums stay in registers, for what this takes is waiting for memory.
 function _gather!(y, at, x, before, features, entries, rows, values)
-    @inbounds for i in 1:features
-        y[at + i] = 0
-    end
-    @inbounds for e in entries
-        value, from = values[e], before + (rows[e] - 1) * features
-        @simd ivdep for i in 1:features
-            y[at + i] = muladd(value, x[from + i], y[at + i])
-        end
-    end
+    done = _tiles!(Val(16), 0, y, at, x, before, features, entries, rows, values)
+    done = _tiles!(Val(4), done, y, at, x, before, features, entries, rows, values)
+    _tiles!(Val(1), done, y, at, x, before, features, entries, rows, values)
 end
+
+function _tiles!(width::Val{W}, done, y, at, x, before, features, entries, rows, values) where {W}
+    while done + W <= features
+        sums = ntuple(_ -> zero(eltype(y)), width)
+        @inbounds for e in entries
+            sums = _add_scaled(sums, values[e], x, before + (rows[e] - 1) * features + done)
+        end
+        @inbounds for i in 1:W
+            y[at + done + i] = sums[i]
+        end
+        done += W
+    end
+    return done
+end
+
+@inline _add_scaled(sums::NTuple{W}, value, x, from) where {W} =
+    ntuple(i -> (@inbounds muladd(value, x[from + i], sums[i])), Val(W))
 
 const _WORK_PER_THREAD = 100_000  # multiplications below which starting a thread costs more than it saves
 

@@ -24,8 +24,7 @@ struct Solver
     name::String
     options::Dict{Symbol,Any}
     function Solver(name; options...)
-        haskey(SOLVERS, name) ||
-            throw(ArgumentError("unknown method $(repr(name)); known: $(join(sort!(collect(keys(SOLVERS))), ", "))"))
+        known(SOLVERS, "method", name)
         return new(name, Dict{Symbol,Any}(options))
     end
 end
@@ -62,8 +61,8 @@ end
     SOLVERS
 
 Each name to the algorithm it stands for, as a function of the [`Solver`](@ref) and the number of entries of a sample;
-`nothing` for plain iteration, which NonlinearSolve.jl does not have. The derivatives of the maps are ours, so that no backend of automatic differentiation
-is ever asked.
+`nothing` for plain iteration, which NonlinearSolve.jl does not have. The derivatives of the maps are ours, so that no
+backend of automatic differentiation is ever asked.
 """
 const SOLVERS = Dict{String,Any}(
     "newton_krylov" => (m, n) -> NewtonRaphson(; linsolve = _gmres(m), concrete_jac = false),

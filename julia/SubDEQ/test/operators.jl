@@ -39,3 +39,13 @@ end
     Z = randn(2, 4)
     @test reshape(multiply!(zeros(8, 1), A, reshape(Z, :, 1)), 2, 4) ≈ W * Z * P'
 end
+
+@testset "a graph with $features features: every tile, every thread" for features in (1, 3, 4, 6, 16, 37)
+    nodes = 2000  # more work than one thread is given
+    P = sprand(Xoshiro(6), nodes, nodes, 0.02)
+    A = Graph(sparse(P'), P, features)
+    Z = randn(Xoshiro(7), features, nodes)
+    x = repeat(vec(Z), 1, 2)
+    @test multiply!(similar(x), A, x) ≈ repeat(vec(Z * P'), 1, 2)
+    @test multiply_transposed!(similar(x), A, x) ≈ repeat(vec(Z * P), 1, 2)
+end
