@@ -5,8 +5,8 @@
 Every map is `(A z + inner + 0.001) ** mu` with row sums of `A` equal to 1 (for the graph, to 0.999) and a small
 injection, so that plain iteration contracts by almost exactly `mu`. Every solver works in float64 until the
 certificate's error bound, rounding included, is at most 1e-6 for every sample, or until it has spent its evaluations.
-The bound of the answer is computed anew and recorded. Medians of repetitions after a first solve that does not count; a
-solver that takes more than two seconds gets one. What counts are ratios within one run.
+The bound of the answer is computed anew and recorded. Medians of interleaved repetitions; a solver that takes more than
+two seconds gets one. What counts are ratios within one run.
 """
 
 from __future__ import annotations
@@ -108,14 +108,23 @@ def by_scipy(bound: sd.BoundMap, certificate: sd.Certificate, limit: int) -> tup
     return torch.from_numpy(z).clamp(min=1e-12), calls, 0
 
 
-def timed(work: Callable[[], T], repetitions: int) -> tuple[float, T]:
-    """The median of the seconds that `work` takes, after a first time that does not count, and its result."""
-    result, seconds = work(), []
-    while len(seconds) < repetitions and (not seconds or seconds[0] < SLOW):
-        begin = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds), result
+def timed(works: dict[str, Callable[[], T]], repetitions: int) -> tuple[dict[str, float], dict[str, T]]:
+    """Of every work the median of its seconds, and its result.
+
+    Repetitions are interleaved, so that all meet the same moods of the machine. Each is preceded by one that does not
+    count: a solver's caches are cold after those before it. What takes long is not repeated.
+    """
+    results: dict[str, T] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repetitions):
+        for name, work in works.items():
+            if seconds[name] and seconds[name][0] > SLOW:
+                continue
+            work()
+            begin = time.perf_counter()
+            results[name] = work()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: median(laps) for name, laps in seconds.items()}, results
 
 
 def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[str, object]]:
@@ -124,20 +133,23 @@ def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[
     certificate = sd.certify(bound)
     keys = [key for key in [*OURS, *JULIA, *THEIRS, "scipy newton_krylov"] if key not in left_out and only in key]
     start = bound.start()
-    base, _ = timed(lambda: bound(start), repetitions)
-    rows: list[dict[str, object]] = []
+    works: dict[str, Callable[[], tuple[Tensor, int, int]]] = {}
     for key in keys:
         scipy = key == "scipy newton_krylov"
         solve = partial(by_scipy, limit=10 * limit) if scipy else partial(by_solver, key, limit=limit)
-        seconds, (value, evaluations, products) = timed(partial(solve, bound, certificate), repetitions)
+        works[key] = partial(solve, bound, certificate)
+    seconds, answers = timed({**works, "one evaluation": lambda: (bound(start), 1, 0)}, repetitions)
+    rows: list[dict[str, object]] = []
+    for key in keys:
+        value, evaluations, products = answers[key]
         error = float(certificate.error_bound(value).max())
         rows.append(
             {
                 "problem": name,
                 "hardness": hardness,
                 "solver": key,
-                "milliseconds": 1e3 * seconds,
-                "in_evaluations": seconds / base,
+                "milliseconds": 1e3 * seconds[key],
+                "in_evaluations": seconds[key] / seconds["one evaluation"],
                 "evaluations": evaluations,
                 "products": products,
                 "guaranteed_error": error,
@@ -150,9 +162,6 @@ def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[
 
 def overhead(repetitions: int = 2000) -> dict[str, float]:
     """Microseconds of what the bridge adds: a job, an evaluation, and a whole small solve."""
-
-    def microseconds(work: Callable[[], object]) -> float:
-        return 1e6 * timed(work, repetitions)[0]
 
     start = torch.ones(1, 64, dtype=torch.float64)
     image = torch.full_like(start, 2.0)
@@ -168,11 +177,12 @@ def overhead(repetitions: int = 2000) -> dict[str, float]:
 
         return lambda: sd.solve(f, start, solver, tol=0.0, max_iter=limit)
 
-    short, long = microseconds(solve(few, 2)), microseconds(solve(many, 22))
+    works = {"job": lambda: get_runtime().call(lambda julia: None), "short": solve(few, 2), "long": solve(many, 22)}
+    seconds, _ = timed(works, repetitions)
     return {
-        "job_microseconds": microseconds(lambda: get_runtime().call(lambda julia: None)),
-        "evaluation_microseconds": (long - short) / 20,
-        "solve_microseconds": short,
+        "job_microseconds": 1e6 * seconds["job"],
+        "evaluation_microseconds": 1e6 * (seconds["long"] - seconds["short"]) / 20,
+        "solve_microseconds": 1e6 * seconds["short"],
     }
 
 
