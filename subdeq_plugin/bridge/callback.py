@@ -62,7 +62,7 @@ def solve_callback(
         )
     flat = problem.place(problem.flatten(start))
     shape = Shape(method, problem.samples, flat.shape[1], working_dtype(start.dtype), problem.affine)
-    with pool.lend(shape) as staging:
+    with runtime.solving(), pool.lend(shape) as staging:
         staging.states.copy_(flat)
         return _Exchange(runtime, staging, problem, start, stop).run()
 

@@ -62,7 +62,7 @@ def solve_native(runtime: Runtime, method: Method, problem: Problem, start: Tens
     """
     value = problem.place(problem.flatten(start)).contiguous().clone()
     statistics = torch.zeros(problem.samples, 4, dtype=torch.float64, device="cpu")
-    with runtime.cancel_flag() as flag:
+    with runtime.solving() as flag:
         evaluations, products = runtime.call(_job(method, problem, value, statistics, flag, stop))
     outcome, absolute, relative, iteration = statistics.unbind(dim=1)
     absolute, relative = absolute.to(start.dtype), relative.to(start.dtype)

@@ -29,6 +29,7 @@ __all__ = ["CancelFlag", "Julia", "Runtime", "get_runtime", "probe", "start_juli
 
 T = TypeVar("T")
 _BLINK = 0.2  # seconds
+_PARTING = 5.0  # seconds
 _SILENT = 2.0  # seconds of starting after which the user is told what takes so long
 
 
@@ -117,8 +118,12 @@ class Runtime:
         return job
 
     @contextmanager
-    def cancel_flag(self) -> Iterator[CancelFlag]:
-        """A flag for a long job, set where the caller leaves by an exception and where the process ends."""
+    def solving(self) -> Iterator[CancelFlag]:
+        """A solve, with a flag that is set where the caller leaves by an exception and where the process ends.
+
+        The process waits then, for at most `_PARTING` seconds, until its solves have noticed: a daemon thread that is
+        still in torch's C++ code when the interpreter goes away takes the process down with it.
+        """
         flag = CancelFlag()
         self._flags.add(flag)
         try:
@@ -168,6 +173,9 @@ class Runtime:
         self._jobs.put(None)
         if self._thread is not None and not self._forked:
             self._thread.join(timeout=60)
+        deadline = time.monotonic() + _PARTING
+        while self._flags and time.monotonic() < deadline:
+            time.sleep(_BLINK / 10)
 
     def _own(self, ready: threading.Event) -> None:
         begun = time.perf_counter()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -18,6 +16,7 @@ from subdeq_plugin.errors import BridgeError, ShapeError
 from subdeq_plugin.layers import BoundMap
 from subdeq_plugin.result import Status
 from subdeq_plugin.solvers import Problem
+from tests.bridge import process
 from tests.problems import bound_map, make_input, make_layer, ones_for, residuals
 
 NEWTON = sd.parse_solver("julia:newton_krylov")
@@ -39,15 +38,7 @@ LONG = """
 
 
 def python(code: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    source = textwrap.dedent(LONG) + textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, "-c", source],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return process.python(textwrap.dedent(LONG) + textwrap.dedent(code), timeout, **environment)
 
 
 def words(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -190,6 +181,24 @@ class TestInterruptions:
             print("over", flush=True)
         """)
         assert words(result) == ["over"]
+
+    def test_the_process_waits_for_a_map_that_another_thread_evaluates(self):
+        result = python("""
+            def slow(z):
+                time.sleep(2)
+                print("evaluated", flush=True)
+                return torch.cos(z)
+            def solve():
+                try:
+                    sd.solve(slow, torch.ones(2, 3), sd.parse_solver("julia:dfsane"), tol=0.0, max_iter=10**9)
+                except sd.errors.BridgeError:
+                    pass  # Julia was shut down
+            small()
+            threading.Thread(target=solve, daemon=True).start()
+            time.sleep(1)
+            print("over", flush=True)
+        """)
+        assert words(result) == ["over", "evaluated"]
 
     def test_a_solve_after_the_end_is_refused(self):
         result = python("""

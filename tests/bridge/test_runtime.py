@@ -15,23 +15,12 @@ import torch
 import subdeq_plugin as sd
 from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.errors import BridgeError
+from tests.bridge.process import python
 from tests.problems import bound_map, ones_for, residuals
 
 pytestmark = pytest.mark.julia
 
 COLLECT = "GC.gc()"
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, with this one's settings."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def solve(seed: int = 0, solver: str = "julia:newton_krylov", **keywords) -> sd.Solution:
@@ -254,5 +243,13 @@ def test_ten_thousand_solves_do_not_grow_memory(native):
     assert result.stdout.split() == ["True", "True"], (result.stdout, result.stderr[-2000:])
 
 
-def test_the_signal_handler_is_pythons():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_the_signal_handler_stays():
+    before = signal.getsignal(signal.SIGINT)
+    get_runtime().call(lambda julia: None)
+    assert signal.getsignal(signal.SIGINT) is before
+    result = python("""
+        import signal, subdeq_plugin as sd
+        sd.start_julia()
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    """)
+    assert result.stdout.split() == ["True"], result.stderr[-2000:]
