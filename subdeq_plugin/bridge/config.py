@@ -33,6 +33,7 @@ __all__ = [
     "forget_choice",
     "import_order_problems",
     "juliacall_version",
+    "looked_for",
     "prepare",
     "save_choice",
     "saved_choice",
@@ -97,7 +98,7 @@ def find_route(environ: Mapping[str, str] = os.environ) -> Route:
     route = _explicit(environ)
     if route is None:
         if not (_installed("juliacall") and _installed("juliapkg")):
-            raise BridgeError(_nothing_found(environ))
+            raise BridgeError(f"no Julia can be used. {looked_for(environ)}")
         route = Route("juliapkg")
     if not _installed("juliacall"):
         raise BridgeError(
@@ -201,11 +202,12 @@ def juliacall_version() -> str:
         ) from error
 
 
-def _nothing_found(environ: Mapping[str, str]) -> str:
+def looked_for(environ: Mapping[str, str]) -> str:
+    """Where a Julia was looked for in vain, and the two ways to get one."""
     path = config_file(environ)
     packages = (f"{name} ({'' if _installed(name) else 'not '}installed)" for name in ("juliacall", "juliapkg"))
     return (
-        f"no Julia can be used. Looked for: {' and '.join(_OURS)} (not set); a choice saved in {path} "
+        f"Looked for: {' and '.join(_OURS)} (not set); a choice saved in {path} "
         f"({'it has none' if path.exists() else 'no such file'}); {' and '.join(_THEIRS)} (not set); the Python "
         f"packages {' and '.join(packages)}. Two ways to get it. Online: pip install 'subdeq-plugin[julia]'; the first "
         f"use downloads Julia and its packages. Offline, with a Julia of yours: pip install "

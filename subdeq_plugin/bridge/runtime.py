@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from ..errors import BridgeError
-from .config import check_versions, find_route, import_order_problems, prepare, sources
+from .config import check_versions, find_route, import_order_problems, looked_for, prepare, sources
 
 __all__ = ["CancelFlag", "Julia", "Runtime", "get_runtime", "probe", "start_julia"]
 
@@ -265,6 +265,11 @@ def _start_julia() -> tuple[Julia, Callable[[], None]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch was imported before juliacall")
             import juliacall
+    except Exception as error:
+        if route.offline:
+            raise
+        reason = f"juliapkg could neither find nor download a Julia: {type(error).__name__}: {error}."
+        raise BridgeError(f"no Julia can be used; {reason} {looked_for(os.environ)}") from error
     finally:
         atexit.register = register
     main = juliacall.Main

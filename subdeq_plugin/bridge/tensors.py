@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..errors import BridgeError
 from .runtime import Julia, Runtime
 
 __all__ = ["Method", "Shape", "Staging", "StagingPool", "working_dtype"]
@@ -71,7 +72,9 @@ class Staging:
         self.session = self.bytes = 0
         try:
             runtime.call(lambda julia: self._open(julia, shape))
-        except BaseException:
+        except BridgeError:
+            raise  # there is no session
+        except BaseException:  # Ctrl-C; Julia may still open it
             self.close()
             raise
 

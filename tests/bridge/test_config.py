@@ -24,6 +24,7 @@ from subdeq_plugin.bridge.config import (
 from subdeq_plugin.errors import BridgeError
 
 from .fakes import fake_juliacall, fake_project, julia, ours, theirs, use_juliacall
+from .process import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -359,3 +360,31 @@ def test_choosing_a_julia_does_not_import_juliacall(tmp_path):
     env = {**os.environ, **ours(tmp_path), "PYTHONPATH": path}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_a_user_without_julia_is_told(tmp_path, monkeypatch):
+    """By a solve, where juliapkg may not use the network."""
+    for prefix in ("SUBDEQ_JULIA", "PYTHON_JULIACALL"):
+        for half in ("EXE", "PROJECT"):
+            monkeypatch.delenv(f"{prefix}_{half}", raising=False)
+    result = python(
+        """
+        import torch, subdeq_plugin as sd
+        from subdeq_plugin.errors import BridgeError
+        for key in ("julia:auto", "julia:newton_krylov"):
+            try:
+                sd.solve(torch.cos, torch.ones(2, 3), sd.parse_solver(key))
+            except BridgeError as error:
+                print(error)
+        print(sd.solve(torch.cos, torch.ones(2, 3), sd.parse_solver("subdeq:auto")).converged)
+        """,
+        SUBDEQ_CONFIG=str(tmp_path / "none.json"),
+        PYTHON_JULIAPKG_OFFLINE="yes",
+        PYTHON_JULIAPKG_PROJECT=str(tmp_path / "project"),
+        PATH=str(tmp_path),
+    )
+    first, second, usable = [line for line in result.stdout.splitlines() if not line.startswith("[juliapkg]")]
+    assert first == second
+    for part in ("SUBDEQ_JULIA_EXE", str(tmp_path / "none.json"), "pip install", "--use-julia EXE --project DIR"):
+        assert part in first
+    assert usable == "True"
