@@ -33,6 +33,7 @@ from .layers import (
     SubhomLinear,
 )
 from .metrics import hilbert, thompson
+from .perron import PerronResult, perron
 from .result import Solution, Status
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Interval",
     "MapSpec",
     "Normalize",
+    "PerronResult",
     "Pointwise",
     "Robustness",
     "Solution",
@@ -69,6 +71,7 @@ __all__ = [
     "hilbert",
     "lipschitz_bound",
     "parse_solver",
+    "perron",
     "register",
     "register_activation",
     "robust_radius",

@@ -12,6 +12,7 @@ from ..errors import SubdeqError
 from .certify import certify_command
 from .certify_map import certify_map_command
 from .doctor import doctor_command
+from .perron import perron_command
 from .train import train_command
 
 __all__ = ["app", "run"]
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("certify")(certify_command)
 app.command("certify-map")(certify_map_command)
+app.command("perron")(perron_command)
 app.command("doctor")(doctor_command)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from ..errors import DataError, unknown_name
 from .base import ImageData
 from .digits import load_digits
+from .matrices import NamedMatrix, read_matrix
 from .mnist import load_mnist
 
-__all__ = ["DATASETS", "ImageData", "load"]
+__all__ = ["DATASETS", "ImageData", "NamedMatrix", "load", "read_matrix"]
 
 DATASETS = ("digits", "mnist")
 

@@ -1,0 +1,17 @@
+"""Perron pairs of nonnegative matrices and positive maps, each with a guaranteed bracket of its eigenvalue."""
+
+from .chain import Chain, Largest, Matrix, Powers, p_norms, power_mean
+from .result import PerronResult
+from .solve import METHODS, perron
+
+__all__ = [
+    "METHODS",
+    "Chain",
+    "Largest",
+    "Matrix",
+    "PerronResult",
+    "Powers",
+    "p_norms",
+    "perron",
+    "power_mean",
+]

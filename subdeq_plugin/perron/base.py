@@ -1,0 +1,119 @@
+"""What an eigenproblem `F(z) = lambda z` is made of, and the bracket that every positive vector gives for `lambda`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..certificates.verified import gamma
+from ..solvers.krylov import gmres
+
+__all__ = ["EigenMap", "Jacobian", "Product", "bracket", "columns", "normalised"]
+
+_TINY = 2.0**-1000  # a product below it may lose digits to underflow
+_ULP = 2.0**-1074
+_DENSE = 2000  # entries up to which a shifted system is solved by a dense factorisation
+_KRYLOV = 60
+
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """The derivative of a map at one state, as products with tangents and cotangents of the state's shape."""
+
+    jvp: Product
+    vjp: Product
+
+
+def columns(product: Product, like: Tensor) -> Tensor:
+    """The matrices `(..., N, N)` behind a product with vectors of the shape of `like (..., N)`."""
+    units = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+    return torch.stack([product(unit.expand_as(like)) for unit in units], dim=-1)
+
+
+class EigenMap(ABC):
+    """An order-preserving map of positive vectors with `F(c z) <= c F(z)` for `c >= 1`, in float64.
+
+    For such a map any positive `z` brackets the eigenvalue: `min_i F(z)_i / z_i <= lambda <= max_i F(z)_i / z_i`
+    (for matrices L. Collatz, Math. Z. 48, 1942, doi:10.1007/BF01180013, and H. Wielandt, Math. Z. 52, 1950,
+    doi:10.1007/BF02230720). Proof: let `F(x) = lambda x` with `x > 0`, and let `c` be the largest `z_i / x_i`, at
+    `i = k`. If `c >= 1`, then `F(z)_k <= F(c x)_k <= c F(x)_k = lambda z_k`. For a homogeneous `F`, one with
+    `F(c z) = c F(z)`, any `c > 0` will do; for another, `c >= 1` where `z` and `x` have the same norm. The upper bound
+    is the same argument with the smallest `z_i / x_i`.
+
+    Attributes:
+        norm: the exponent of the norm of the vectors on which the eigenvalue depends; None for a homogeneous map.
+        samples: `B`, of the batch.
+        entries: `N`, of one vector.
+        roundings: upper bound on the number of rounded operations behind an entry of `F(z)`, one after another, all on
+            nonnegative numbers; None where it is not known, and brackets then hold up to rounding only.
+        smallest: `(B,)`, a lower bound on the nonzero coefficients, none of which exceeds `2**400`.
+        floor: of the largest entry of a vector, what its other entries are raised to.
+        epsilon: of the arithmetic in which the map is evaluated.
+    """
+
+    norm: float | None = None
+    floor: float = 2.0**-600
+    epsilon: float = 2.0**-52
+    samples: int
+    entries: int
+    roundings: int | None
+    smallest: Tensor
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        """`F(z)` for positive `z (B, N)`, row by row."""
+
+    @abstractmethod
+    def tangent(self, z: Tensor) -> Product:
+        """The derivative at `z (B, N)`: its product with tangents `(B, N)`."""
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        """The derivative at `z (B, N)` as matrices `(B, N, N)`."""
+        return columns(self.tangent(z), z)
+
+    def shifted_solve(self, z: Tensor, shift: Tensor, right: Tensor) -> Tensor:
+        """`(shift I - J(z))^-1 right` for every row, for `shift (B,)`; rows that could not be solved are NaN."""
+        if self.entries > _DENSE:
+            product, scale = self.tangent(z), shift[:, None]
+            return gmres(lambda v: product(v) / scale, right / scale, rtol=1e-10, krylov_dim=_KRYLOV)[0]
+        matrix = -self.jacobian(z)
+        matrix.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+        solution, info = torch.linalg.solve_ex(matrix, right)
+        return torch.where((info == 0)[:, None], solution, math.nan)
+
+
+def normalised(map_: EigenMap, z: Tensor) -> Tensor:
+    """Rows `(B, N)` with largest entry 1, or of norm 1 where the map has one; a row of zeros or with NaN stays.
+
+    Entries below the map's floor are raised to it, so that the vectors are positive.
+    """
+    largest = z.amax(dim=1, keepdim=True)
+    usable = (largest > 0) & largest.isfinite()
+    raised = (z / torch.where(usable, largest, 1.0)).clamp_min(map_.floor)
+    if map_.norm is not None:
+        raised = raised / torch.linalg.vector_norm(raised, ord=map_.norm, dim=1, keepdim=True)
+    return torch.where(usable, raised, z)
+
+
+def bracket(map_: EigenMap, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds `(B,)` on the eigenvalues from normalised positive `z (B, N)` and the computed `F(z)`.
+
+    Rounded outwards: with `k` roundings an entry of the image is off by a factor between `1 / (1 + gamma_k)` and
+    `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm is 1 up to rounding only; a factor
+    `c` off, it costs the bounds as much.
+    """
+    k = (map_.roundings or 0) + (4 if map_.norm is None else map_.entries + 50)
+    outward = 1 + 2 * gamma(k)
+    # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
+    lost = torch.where(map_.smallest * z.amin(dim=1) < _TINY, k * math.ldexp(_ULP, 400), 0.0)[:, None]
+    lower = ((image - lost).clamp_min(0.0) / z).amin(dim=1) / outward
+    upper = ((image + lost) / z).amax(dim=1) * outward
+    return torch.where(lower.isfinite(), lower, 0.0), torch.where(upper.isnan(), math.inf, upper)

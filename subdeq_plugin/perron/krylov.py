@@ -1,0 +1,44 @@
+"""Dominant eigenvectors by ARPACK, through SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs, eigsh
+
+__all__ = ["krylov_vector"]
+
+_SMALL = 16  # entries up to which a dense eigenvalue problem is no more work
+
+
+def krylov_vector(matrix: sp.csr_array, start: np.ndarray, max_iter: int) -> tuple[np.ndarray, int]:
+    """The absolute value of an eigenvector for the eigenvalue with the largest real part, and the products it took.
+
+    For a nonnegative matrix that eigenvalue is the spectral radius. Where ARPACK does not converge, `start` comes back.
+
+    Args:
+        matrix: `(n, n)`.
+        start: `(n,)`.
+        max_iter: restarts.
+    """
+    n = matrix.shape[0]
+    if n <= _SMALL:
+        values, vectors = np.linalg.eig(matrix.toarray())
+        return np.abs(vectors[:, int(np.argmax(values.real))]), 0
+    used = 0
+
+    def product(x: np.ndarray) -> np.ndarray:
+        nonlocal used
+        used += 1
+        return matrix @ x
+
+    operator = LinearOperator(matrix.shape, matvec=product, dtype=np.float64)
+    symmetric = abs(matrix - matrix.T).max() == 0
+    find, which = (eigsh, "LA") if symmetric else (eigs, "LR")
+    try:
+        _, vectors = find(operator, k=1, which=which, v0=start, maxiter=max_iter, tol=0)
+    except ArpackNoConvergence as error:
+        vectors = error.eigenvectors
+    except ArpackError:
+        vectors = np.empty((n, 0))
+    return (np.abs(vectors[:, 0]) if vectors.shape[1] else start), used

@@ -1,0 +1,140 @@
+"""The one loop of the methods that go from positive vector to positive vector; a method is a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..certificates.verified import gamma
+from ..errors import DomainError
+from ..result import Status
+from .base import EigenMap, bracket, normalised
+
+__all__ = ["Found", "Goal", "Step", "iterate"]
+
+_PATIENCE = 6  # steps without progress after which a bracket of the width of rounding will not get narrower
+
+
+class Step(ABC):
+    """A method: how a vector becomes the next. Private to one solve, since it may keep a history."""
+
+    @abstractmethod
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The next vectors `(B, N)` from `z`, `F(z)` and their brackets; the loop normalises them."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When a vector is good enough.
+
+    Attributes:
+        tol: the relative width of its bracket.
+        max_iter: the largest number of evaluations.
+        progress: told the evaluations of the running method, and the bounds `(B,)`, after each of them.
+    """
+
+    tol: float
+    max_iter: int
+    progress: Callable[[int, Tensor, Tensor], None] | None = None
+
+    def after(self, evaluations: int) -> Goal:
+        """What is left of it."""
+        return replace(self, max_iter=max(self.max_iter - evaluations, 0))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found.
+
+    Attributes:
+        z: `(B, N)`, of every sample the vector with the narrowest bracket.
+        lower, upper: `(B,)` bounds on the eigenvalues.
+        status: `(B,)` int64, values of `Status`.
+        iterations: `(B,)` int64, at which `z` was found.
+        evaluations: of the map, on the whole batch.
+        history: brackets after every evaluation, `(K, B, 2)`.
+    """
+
+    z: Tensor
+    lower: Tensor
+    upper: Tensor
+    status: Tensor
+    iterations: Tensor
+    evaluations: int
+    history: list[Tensor] = field(default_factory=list)
+
+    def rows(self, which: Tensor) -> Found:
+        """Of the samples with the indices `which (K,)`."""
+        return Found(
+            self.z[which],
+            self.lower[which],
+            self.upper[which],
+            self.status[which],
+            self.iterations[which],
+            self.evaluations,
+            [bounds[which] for bounds in self.history],
+        )
+
+
+def iterate(
+    map_: EigenMap, step: Step, start: Tensor, goal: Goal, *, max_iter: int | None = None, only: Tensor | None = None
+) -> Found:
+    """Let `step` go on from `start (B, N)` until a vector's bracket is as narrow as the goal; for `max_iter` steps.
+
+    Where only some samples matter, `only (B,)` is true for them; the others stay as they start.
+
+    Raises:
+        DomainError: a lower bound exceeds an upper one, so the map is not what an `EigenMap` promises.
+    """
+    z = best = normalised(map_, start)
+    samples = z.shape[0]
+    lower, upper = z.new_zeros(samples), z.new_full((samples,), torch.inf)
+    width = z.new_full((samples,), torch.inf)
+    status = torch.full((samples,), int(Status.MAX_ITERATIONS), device=z.device)
+    iterations, stalled = torch.zeros_like(status), torch.zeros_like(status)
+    active = torch.ones_like(status, dtype=torch.bool) if only is None else only
+    floor = 8 * gamma((map_.roundings or 0) + 8) * map_.epsilon * 2.0**52
+    history = []
+    evaluations = 0
+    while evaluations < (goal.max_iter if max_iter is None else min(max_iter, goal.max_iter)):
+        evaluations += 1
+        image = map_(z)
+        low, high = bracket(map_, z, image)
+        lower = torch.where(active, torch.maximum(lower, low), lower)
+        upper = torch.where(active, torch.minimum(upper, high), upper)
+        history.append(torch.stack([lower, upper], dim=1))
+        _require_order(lower, upper, map_)
+        if goal.progress is not None:
+            goal.progress(evaluations, lower, upper)
+        now = torch.where(high > 0, 1 - low / high, 0.0)
+        better = active & (now < width)
+        best, width = torch.where(better[:, None], z, best), torch.where(better, now, width)
+        iterations = torch.where(better, evaluations, iterations)
+        stalled = torch.where(better, 0, stalled + 1)
+        # Bounds from different vectors may meet before either vector is an eigenvector.
+        done = active & (width <= goal.tol)
+        settled = active & ~done & (stalled >= _PATIENCE) & (width <= floor)
+        broken = active & ~(image.isfinite().all(dim=1))
+        for event, outcome in ((done, Status.CONVERGED), (settled, Status.ROUNDING_FLOOR), (broken, Status.NONFINITE)):
+            status = torch.where(event, int(outcome), status)
+        active = active & ~(done | settled | broken)
+        if not bool(active.any()):
+            break
+        following = normalised(map_, step(map_, z, image, low, high))
+        usable = active & following.isfinite().all(dim=1) & (following > 0).all(dim=1)
+        z = torch.where(usable[:, None], following, z)
+    return Found(best, lower, upper, status, iterations, evaluations, history)
+
+
+def _require_order(lower: Tensor, upper: Tensor, map_: EigenMap) -> None:
+    # Without a bound on the rounding errors, equality may be missed by a few units.
+    slack = 1.0 if map_.roundings is not None else 1 + 1e4 * map_.epsilon
+    if bool((lower > upper * slack).any()):
+        raise DomainError(
+            "the map is not order-preserving and subhomogeneous: two positive vectors give brackets of its eigenvalue "
+            f"that exclude each other, {float(lower.max())!r} from below and {float(upper.min())!r} from above."
+        )

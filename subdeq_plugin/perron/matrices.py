@@ -1,0 +1,137 @@
+"""Nonnegative matrices as eigenproblems: batches of dense ones, and a sparse one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from ..layers.sparse import csr_tensor
+from .base import EigenMap, Product
+
+__all__ = ["DenseMatrix", "SparseMatrix", "from_scipy", "to_scipy"]
+
+_MODERATE = 2.0**200
+_LU = 600  # entries beyond which a sparse factorisation is tried
+
+
+@dataclass(frozen=True)
+class DenseMatrix(EigenMap):
+    """`z -> A z` for each of the matrices `(B, N, N)`."""
+
+    matrices: Tensor
+    smallest: Tensor
+    samples: int
+    entries: int
+    roundings: int
+
+    @classmethod
+    def of(cls, matrices: Tensor) -> tuple[DenseMatrix, Tensor]:
+        """From nonnegative float64 `(B, N, N)`; and the exponents `(B,)` of the powers of two divided out."""
+        exponents, smallest = _scale(matrices.flatten(1))
+        scaled = _times_power(matrices, -exponents[:, None, None])
+        return cls(scaled, smallest, matrices.shape[0], matrices.shape[1], matrices.shape[1]), exponents
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.bmm(self.matrices, z[:, :, None])[:, :, 0]
+
+    def tangent(self, z: Tensor) -> Product:
+        return self
+
+    def rows(self, which: Tensor) -> DenseMatrix:
+        """The matrices with the indices `which (K,)`."""
+        return DenseMatrix(self.matrices[which], self.smallest[which], len(which), self.entries, self.roundings)
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        return self.matrices
+
+
+@dataclass(frozen=True)
+class SparseMatrix(EigenMap):
+    """`z -> A z` for one sparse matrix, CSR `(N, N)`; the batch has one sample."""
+
+    matrix: Tensor
+    smallest: Tensor
+    samples: int
+    entries: int
+    roundings: int
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> tuple[SparseMatrix, Tensor]:
+        """From a nonnegative float64 CSR tensor `(N, N)`; and the exponent `(1,)` of the power of two divided out."""
+        starts, values = matrix.crow_indices(), matrix.values()
+        exponents, smallest = _scale(values[None])
+        scaled = _times_power(values, -exponents)
+        if scaled is not values:
+            matrix = csr_tensor(starts, matrix.col_indices(), scaled, matrix.shape[0])
+        return cls(matrix, smallest, 1, matrix.shape[0], int(starts.diff().max())), exponents
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.mv(self.matrix, z[0])[None]
+
+    def tangent(self, z: Tensor) -> Product:
+        return self
+
+    def transposed(self) -> SparseMatrix:
+        """The map of the transpose."""
+        swapped = from_scipy(sp.csr_array(to_scipy(self.matrix).T)).to(self.matrix.device)
+        return SparseMatrix(swapped, self.smallest, 1, self.entries, int(swapped.crow_indices().diff().max()))
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        return self.matrix.to_dense()[None]
+
+    def shifted_solve(self, z: Tensor, shift: Tensor, right: Tensor) -> Tensor:
+        if self.entries <= _LU:
+            return super().shifted_solve(z, shift, right)
+        matrix = to_scipy(self.matrix)
+        shifted = float(shift) * sp.eye_array(self.entries, format="csc") - sp.csc_array(matrix)
+        try:
+            solution = splu(shifted).solve(right[0].cpu().numpy())
+        except RuntimeError:  # singular to working precision
+            return torch.full_like(right, math.nan)
+        return torch.from_numpy(solution).to(right)[None]
+
+
+def to_scipy(matrix: Tensor) -> sp.csr_array:
+    """A CSR tensor as SciPy's, on the CPU, without stored zeros."""
+    on_cpu = matrix.cpu()
+    parts = (on_cpu.values().numpy(), on_cpu.col_indices().numpy(), on_cpu.crow_indices().numpy())
+    result = sp.csr_array(parts, shape=tuple(matrix.shape))
+    if not parts[0].all():
+        result = result.copy()
+        result.eliminate_zeros()
+    return result
+
+
+def from_scipy(matrix: sp.csr_array) -> Tensor:
+    """SciPy's CSR matrix as a float64 tensor."""
+    starts, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    return csr_tensor(starts, columns, torch.from_numpy(matrix.data.astype(np.float64)), matrix.shape[0])
+
+
+def _scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of nonnegative values `(B, K)`: exponents of powers of two to divide by, and the smallest nonzero after that.
+
+    Values of moderate size are left alone. Where the division loses one to underflow, the smallest is 0.
+    """
+    if not values.shape[1]:
+        return values.new_zeros(values.shape[0], dtype=torch.int32), values.new_full((values.shape[0],), math.inf)
+    largest, smallest = values.amax(dim=1), values.amin(dim=1)
+    if bool((smallest == 0).any()):
+        smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
+    moderate = (largest < _MODERATE) & (largest > 1 / _MODERATE)
+    exponents = torch.where(moderate, 0, torch.frexp(largest).exponent)
+    return exponents, _times_power(smallest, -exponents)
+
+
+def _times_power(values: Tensor, exponents: Tensor) -> Tensor:
+    """`values * 2**exponents`, exact up to underflow; in two steps, since `2**exponents` alone may overflow."""
+    if not bool(exponents.any()):
+        return values
+    half = torch.div(exponents, 2, rounding_mode="floor")
+    return torch.ldexp(torch.ldexp(values, half), exponents - half)

@@ -1,0 +1,71 @@
+"""The methods: each a step of the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solvers import Anderson, Problem
+from .base import EigenMap, normalised
+from .loop import Step
+
+__all__ = ["LogAnderson", "Noda", "Power"]
+
+
+class Power(Step):
+    """`z <- F(z)`, or the mean of both where the bracket does not get narrower.
+
+    The mean is a step with `F + lambda I`, which has the same eigenvectors and is primitive where `F` is periodic.
+    """
+
+    def __init__(self) -> None:
+        self._spread: Tensor | None = None
+        self._lazy: Tensor | None = None
+
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        spread = 1 - low / high
+        scaled = image / high[:, None]
+        if self._spread is None or self._lazy is None:
+            self._lazy = torch.zeros_like(spread, dtype=torch.bool)
+        else:
+            self._lazy = (spread > 0.95 * self._spread) & ~self._lazy
+        self._spread = spread
+        return torch.where(self._lazy[:, None], (scaled + z) / 2, scaled)
+
+
+class Noda(Step):
+    """`z <- (upper I - J(z))^-1 z`: T. Noda, Numer. Math. 17, 1971, doi:10.1007/BF01436080.
+
+    For a nonnegative irreducible matrix every iterate is positive and the bracket narrows monotonically, at last
+    quadratically (L. Elsner, Linear Algebra Appl. 15, 1976, doi:10.1016/0024-3795(76)90071-7). For other maps `J` is
+    the Jacobian, as in the Newton-Noda iteration (C. Liu, C. Guo, W. Lin, Numer. Math. 137, 2017,
+    doi:10.1007/s00211-017-0869-7). A step that is not positive is replaced by one of the power method. Another one
+    follows each: sums of positive terms restore the digits that the factorisation loses in small entries.
+    """
+
+    def __init__(self) -> None:
+        self._power = Power()
+
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        plain = self._power(map_, z, image, low, high)
+        solved = map_.shifted_solve(z, high, z)
+        good = (solved.isfinite() & (solved > 0)).all(dim=1)
+        return map_(normalised(map_, torch.where(good[:, None], solved, plain)))
+
+
+class LogAnderson(Step):
+    """Anderson acceleration of the normalised map in the logarithms of the entries, where it is nonexpansive."""
+
+    def __init__(self, memory: int = 6) -> None:
+        self._method = Anderson(memory=memory)
+        self._history: Any = None
+
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        w, fw = z.log(), normalised(map_, image).log()
+        problem = Problem(map_, z.shape, z.shape[0])
+        if self._history is None:
+            self._history = self._method.start(problem, w)
+        following = self._method.step(problem, w, fw, self._history)
+        return (following - following.amax(dim=1, keepdim=True)).exp()

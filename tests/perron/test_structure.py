@@ -1,0 +1,68 @@
+"""Reducible, periodic and defective matrices: detected, told, and solved."""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import subdeq_plugin as sd
+from subdeq_plugin.perron.structure import Pattern
+
+
+def pattern(matrix: np.ndarray) -> Pattern:
+    return Pattern(sp.csr_array(matrix))
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 6])
+def test_the_period_is_that_of_networkx(period):
+    rng = np.random.default_rng(period)
+    for _ in range(20):
+        graph = nx.DiGraph()
+        nx.add_cycle(graph, range(12 * period))
+        for _ in range(6):  # chords that keep the period
+            i = int(rng.integers(12 * period))
+            graph.add_edge(i, (i + 1 + period * int(rng.integers(12))) % (12 * period))
+        found = pattern(nx.to_numpy_array(graph))
+        assert found.irreducible
+        assert found.period % period == 0
+        assert found.primitive == nx.is_aperiodic(graph)
+
+
+def test_classes_are_strongly_connected_components():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        matrix = (rng.random((15, 15)) < 0.08) * rng.random((15, 15))
+        graph = nx.from_numpy_array(matrix, create_using=nx.DiGraph)
+        assert pattern(matrix).classes == nx.number_strongly_connected_components(graph)
+
+
+def test_a_triangular_matrix_has_its_diagonal():
+    matrix = torch.tensor([[1.0, 5.0, 0.0], [0.0, 3.0, 1.0], [0.0, 0.0, 2.0]], dtype=torch.float64)
+    result = sd.perron(matrix)
+    assert float(result.lower) == float(result.upper) == float(result.eigenvalue) == 3.0
+    torch.testing.assert_close(matrix @ result.eigenvector, 3 * result.eigenvector)
+    assert float(result.eigenvector.sum()) == pytest.approx(1)
+    assert not result.patterns[0].irreducible
+
+
+def test_random_reducible_matrices():
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        n = int(rng.integers(2, 20))
+        matrix = (rng.random((n, n)) < 1.2 / n) * rng.random((n, n))
+        result = sd.perron(torch.from_numpy(matrix))
+        radius = np.abs(np.linalg.eigvals(matrix)).max()
+        assert float(result.lower) <= radius * (1 + 1e-9) + 1e-12
+        assert float(result.upper) >= radius * (1 - 1e-9) - 1e-6 * (radius < 1e-3)
+        x = result.eigenvector.numpy()
+        assert (x >= 0).all()
+        np.testing.assert_allclose(matrix @ x, float(result.eigenvalue) * x, atol=1e-9)
+
+
+def test_the_zero_matrix():
+    result = sd.perron(torch.zeros(3, 3, dtype=torch.float64))
+    assert float(result.eigenvalue) == float(result.upper) == 0.0
+    assert result.converged
