@@ -13,7 +13,7 @@ from torch import Tensor
 from ..certificates.verified import gamma
 from ..solvers.krylov import gmres
 
-__all__ = ["EigenMap", "Jacobian", "Product", "bracket", "columns", "normalised"]
+__all__ = ["EigenMap", "Jacobian", "Product", "bracket", "choose", "columns", "normalised"]
 
 _TINY = 2.0**-1000  # a product below it may lose digits to underflow
 _ULP = 2.0**-1074
@@ -97,10 +97,17 @@ def normalised(map_: EigenMap, z: Tensor) -> Tensor:
     """
     largest = z.amax(dim=1, keepdim=True)
     usable = (largest > 0) & largest.isfinite()
-    raised = (z / torch.where(usable, largest, 1.0)).clamp_min(map_.floor)
+    raised = (z / torch.where(usable, largest, 1.0)).clamp_(min=map_.floor)
     if map_.norm is not None:
         raised = raised / torch.linalg.vector_norm(raised, ord=map_.norm, dim=1, keepdim=True)
-    return torch.where(usable, raised, z)
+    return choose(usable[:, 0], raised, z)
+
+
+def choose(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Rows `(B, N)` of `first` where the condition `(B,)` holds, else of `second`; no copy where all are of one."""
+    if bool(condition.all()):
+        return first
+    return torch.where(condition[:, None], first, second) if bool(condition.any()) else second
 
 
 def bracket(map_: EigenMap, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +120,10 @@ def bracket(map_: EigenMap, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     k = (map_.roundings or 0) + (4 if map_.norm is None else map_.entries + 50)
     outward = 1 + 2 * gamma(k)
     # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
-    lost = torch.where(map_.smallest * z.amin(dim=1) < _TINY, k * math.ldexp(_ULP, 400), 0.0)[:, None]
-    lower = ((image - lost).clamp_min(0.0) / z).amin(dim=1) / outward
-    upper = ((image + lost) / z).amax(dim=1) * outward
+    tiny = map_.smallest * z.amin(dim=1) < _TINY
+    low = high = image / z
+    if bool(tiny.any()):
+        lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]
+        low, high = (image - lost).clamp_min(0.0) / z, (image + lost) / z
+    lower, upper = low.amin(dim=1) / outward, high.amax(dim=1) * outward
     return torch.where(lower.isfinite(), lower, 0.0), torch.where(upper.isnan(), math.inf, upper)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..certificates.verified import gamma
 from ..errors import DomainError
 from ..result import Status
-from .base import EigenMap, bracket, normalised
+from .base import EigenMap, bracket, choose, normalised
 
 __all__ = ["Found", "Goal", "Step", "iterate"]
 
@@ -112,21 +112,21 @@ def iterate(
             goal.progress(evaluations, lower, upper)
         now = torch.where(high > 0, 1 - low / high, 0.0)
         better = active & (now < width)
-        best, width = torch.where(better[:, None], z, best), torch.where(better, now, width)
+        best, width = choose(better, z, best), torch.where(better, now, width)
         iterations = torch.where(better, evaluations, iterations)
         stalled = torch.where(better, 0, stalled + 1)
         # Bounds from different vectors may meet before either vector is an eigenvector.
         done = active & (width <= goal.tol)
         settled = active & ~done & (stalled >= _PATIENCE) & (width <= floor)
-        broken = active & ~(image.isfinite().all(dim=1))
+        broken = active & ~high.isfinite()  # NaN, or infinity
         for event, outcome in ((done, Status.CONVERGED), (settled, Status.ROUNDING_FLOOR), (broken, Status.NONFINITE)):
             status = torch.where(event, int(outcome), status)
         active = active & ~(done | settled | broken)
         if not bool(active.any()):
             break
         following = normalised(map_, step(map_, z, image, low, high))
-        usable = active & following.isfinite().all(dim=1) & (following > 0).all(dim=1)
-        z = torch.where(usable[:, None], following, z)
+        usable = active & (following.amin(dim=1) > 0) & (following.amax(dim=1) < torch.inf)
+        z = choose(usable, following, z)
     return Found(best, lower, upper, status, iterations, evaluations, history)
 
 

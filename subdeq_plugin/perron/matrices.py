@@ -14,7 +14,7 @@ from torch import Tensor
 from ..layers.sparse import csr_tensor
 from .base import EigenMap, Product
 
-__all__ = ["DenseMatrix", "SparseMatrix", "from_scipy", "to_scipy"]
+__all__ = ["DenseMatrix", "SparseMatrix", "from_scipy"]
 
 _MODERATE = 2.0**200
 _LU = 600  # entries beyond which a sparse factorisation is tried
@@ -53,43 +53,55 @@ class DenseMatrix(EigenMap):
 
 @dataclass(frozen=True)
 class SparseMatrix(EigenMap):
-    """`z -> A z` for one sparse matrix, CSR `(N, N)`; the batch has one sample."""
+    """`z -> A z` for one sparse matrix; the batch has one sample.
 
-    matrix: Tensor
+    Attributes:
+        matrix: SciPy CSR `(N, N)`, whose products on the CPU are faster than torch's.
+        on_device: the same as a CSR tensor on another device; None on the CPU.
+    """
+
+    matrix: sp.csr_array
+    on_device: Tensor | None
     smallest: Tensor
     samples: int
     entries: int
     roundings: int
 
     @classmethod
-    def of(cls, matrix: Tensor) -> tuple[SparseMatrix, Tensor]:
-        """From a nonnegative float64 CSR tensor `(N, N)`; and the exponent `(1,)` of the power of two divided out."""
-        starts, values = matrix.crow_indices(), matrix.values()
+    def of(cls, matrix: sp.csr_array, device: torch.device) -> tuple[SparseMatrix, Tensor]:
+        """From a nonnegative float64 matrix; and the exponent `(1,)` of the power of two divided out."""
+        values = torch.from_numpy(matrix.data)
         exponents, smallest = _scale(values[None])
-        scaled = _times_power(values, -exponents)
-        if scaled is not values:
-            matrix = csr_tensor(starts, matrix.col_indices(), scaled, matrix.shape[0])
-        return cls(matrix, smallest, 1, matrix.shape[0], int(starts.diff().max())), exponents
+        scaled = sp.csr_array((_times_power(values, -exponents).numpy(), *_short(matrix)), shape=matrix.shape)
+        if not scaled.data.all():
+            scaled.eliminate_zeros()
+        return cls._of(scaled, smallest.to(device)), exponents.to(device)
+
+    @classmethod
+    def _of(cls, matrix: sp.csr_array, smallest: Tensor) -> SparseMatrix:
+        on_device = None if smallest.device.type == "cpu" else from_scipy(matrix).to(smallest.device)
+        longest = int(np.diff(matrix.indptr).max())
+        return cls(matrix, on_device, smallest, 1, matrix.shape[0], longest)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return torch.mv(self.matrix, z[0])[None]
+        if self.on_device is not None:
+            return torch.mv(self.on_device, z[0])[None]
+        return torch.from_numpy(self.matrix @ z[0].numpy())[None]
 
     def tangent(self, z: Tensor) -> Product:
         return self
 
     def transposed(self) -> SparseMatrix:
         """The map of the transpose."""
-        swapped = from_scipy(sp.csr_array(to_scipy(self.matrix).T)).to(self.matrix.device)
-        return SparseMatrix(swapped, self.smallest, 1, self.entries, int(swapped.crow_indices().diff().max()))
+        return self._of(sp.csr_array(self.matrix.T), self.smallest)
 
     def jacobian(self, z: Tensor) -> Tensor:
-        return self.matrix.to_dense()[None]
+        return torch.from_numpy(self.matrix.toarray()).to(z.device)[None]
 
     def shifted_solve(self, z: Tensor, shift: Tensor, right: Tensor) -> Tensor:
         if self.entries <= _LU:
             return super().shifted_solve(z, shift, right)
-        matrix = to_scipy(self.matrix)
-        shifted = float(shift) * sp.eye_array(self.entries, format="csc") - sp.csc_array(matrix)
+        shifted = float(shift) * sp.eye_array(self.entries, format="csc") - sp.csc_array(self.matrix)
         try:
             solution = splu(shifted).solve(right[0].cpu().numpy())
         except RuntimeError:  # singular to working precision
@@ -97,15 +109,10 @@ class SparseMatrix(EigenMap):
         return torch.from_numpy(solution).to(right)[None]
 
 
-def to_scipy(matrix: Tensor) -> sp.csr_array:
-    """A CSR tensor as SciPy's, on the CPU, without stored zeros."""
-    on_cpu = matrix.cpu()
-    parts = (on_cpu.values().numpy(), on_cpu.col_indices().numpy(), on_cpu.crow_indices().numpy())
-    result = sp.csr_array(parts, shape=tuple(matrix.shape))
-    if not parts[0].all():
-        result = result.copy()
-        result.eliminate_zeros()
-    return result
+def _short(matrix: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and row starts, as 32-bit integers where they fit: products wait for memory."""
+    kind = np.int32 if max(matrix.nnz, *matrix.shape) < 2**31 else np.int64
+    return matrix.indices.astype(kind, copy=False), matrix.indptr.astype(kind, copy=False)
 
 
 def from_scipy(matrix: sp.csr_array) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..solvers import Anderson, Problem
-from .base import EigenMap, normalised
+from .base import EigenMap, choose, normalised
 from .loop import Step
 
 __all__ = ["LogAnderson", "Noda", "Power"]
@@ -26,13 +26,14 @@ class Power(Step):
 
     def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
         spread = 1 - low / high
-        scaled = image / high[:, None]
         if self._spread is None or self._lazy is None:
             self._lazy = torch.zeros_like(spread, dtype=torch.bool)
         else:
             self._lazy = (spread > 0.95 * self._spread) & ~self._lazy
         self._spread = spread
-        return torch.where(self._lazy[:, None], (scaled + z) / 2, scaled)
+        if not bool(self._lazy.any()):
+            return image
+        return choose(self._lazy, image / high[:, None] + z, image)
 
 
 class Noda(Step):
@@ -52,7 +53,7 @@ class Noda(Step):
         plain = self._power(map_, z, image, low, high)
         solved = map_.shifted_solve(z, high, z)
         good = (solved.isfinite() & (solved > 0)).all(dim=1)
-        return map_(normalised(map_, torch.where(good[:, None], solved, plain)))
+        return map_(normalised(map_, choose(good, solved, plain)))
 
 
 class LogAnderson(Step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,13 +16,12 @@ from torch import Tensor
 from .._shapes import check_floating
 from ..errors import DomainError, OptionError, ShapeError
 from ..layers import BoundMap, SubhomLayer
-from ..layers.sparse import csr_tensor, rows_of
 from .base import EigenMap, Jacobian
 from .chain import Chain, ChainMap
 from .derivative import Parametrised
 from .functions import FunctionMap, operator_function
 from .layers import FlatLayer, LayerMap
-from .matrices import DenseMatrix, SparseMatrix, from_scipy, to_scipy
+from .matrices import DenseMatrix, SparseMatrix
 from .structure import Pattern
 
 __all__ = ["Target", "read"]
@@ -92,34 +92,41 @@ class _DenseProduct:
 
 @dataclass(frozen=True)
 class _SparseProduct:
-    """`A z`, differentiable in the values `(edges,)` of a sparse matrix; computes in float64."""
+    """`A z`, or `A^T z`, differentiable in the values `(edges,)` of a sparse matrix in CSR form."""
 
     values: Tensor
-    rows: Tensor
+    starts: Tensor
     columns: Tensor
-    entries: int
+    flipped: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.values,)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> _SparseProduct:
-        (values,) = tensors
-        return _SparseProduct(values, self.rows, self.columns, self.entries)
+        return replace(self, values=tensors[0])
 
-    def _gather(self, z: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        terms = self.values.to(z.dtype) * z[..., columns]
-        return z.new_zeros(z.shape).index_add(-1, rows, terms)
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """Where each value goes to, and what it is multiplied with."""
+        rows = torch.repeat_interleave(
+            torch.arange(len(self.starts) - 1, device=self.starts.device), self.starts.diff()
+        )
+        return (self.columns, rows) if self.flipped else (rows, self.columns)
+
+    def _gather(self, z: Tensor, into: Tensor, of: Tensor) -> Tensor:
+        terms = self.values.to(z.dtype) * z[..., of]
+        return z.new_zeros(z.shape).index_add(-1, into, terms)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self._gather(z, self.rows, self.columns)
+        return self._gather(z, *self._ends)
 
     def linearize(self, z: Tensor) -> Jacobian:
-        return Jacobian(self, lambda u: self._gather(u, self.columns, self.rows))
+        return Jacobian(self, lambda u: self._gather(u, *reversed(self._ends)))
 
     def jacobian(self, z: Tensor) -> Tensor:
-        dense = z.new_zeros(self.entries, self.entries)
-        return dense.index_put((self.rows, self.columns), self.values.to(z.dtype), accumulate=True)
+        dense = z.new_zeros(z.shape[-1], z.shape[-1])
+        return dense.index_put(self._ends, self.values.to(z.dtype), accumulate=True)
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,11 @@ class Sparse(Target):
 
     def submatrix(self, sample: int) -> sp.csr_array:
         assert isinstance(self.map_, SparseMatrix)
-        return to_scipy(self.map_.matrix)
+        return self.map_.matrix
 
     def transposed(self) -> Sparse:
         assert isinstance(self.map_, SparseMatrix) and isinstance(self.parametrised, _SparseProduct)
-        product = self.parametrised
-        flipped = _SparseProduct(product.values, product.columns, product.rows, product.entries)
+        flipped = replace(self.parametrised, flipped=not self.parametrised.flipped)
         return replace(self, map_=self.map_.transposed(), parametrised=flipped)
 
 
@@ -169,7 +175,7 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
     if callable(target) and not isinstance(target, Tensor):
         return _function(target, start)
     if sp.issparse(target):
-        return _sparse(_read_scipy(target))
+        return _read_scipy(target)
     if isinstance(target, np.ndarray):
         target = torch.from_numpy(np.ascontiguousarray(target, dtype=np.float64))
     if not isinstance(target, Tensor):
@@ -183,7 +189,7 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
     if target.numel() == 0:
         raise ShapeError(f"target is empty: shape {tuple(target.shape)}.")
     if target.layout != torch.strided:
-        return _sparse(target)
+        return _read_sparse(target)
     _check_entries(target)
     flat = target.detach().to(torch.float64).reshape(-1, *target.shape[-2:])
     map_, exponents = DenseMatrix.of(flat)
@@ -233,30 +239,34 @@ def _operator(operator: LinearOperator) -> Target:
     return _function(operator_function(operator), torch.ones(operator.shape[0], dtype=torch.float64))
 
 
-def _read_scipy(matrix: sp.spmatrix) -> Tensor:
-    rows = sp.csr_array(matrix)
-    rows.sum_duplicates()
+def _read_scipy(matrix: sp.spmatrix) -> Target:
+    rows = sp.csr_array(matrix, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[0] != rows.shape[1] or rows.shape[0] == 0:
         raise ShapeError(f"target must be a square matrix, got shape {rows.shape}.")
-    return from_scipy(rows)
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    values = torch.from_numpy(rows.data)
+    _check_entries(values)
+    starts, columns = torch.from_numpy(rows.indptr), torch.from_numpy(rows.indices)
+    map_, exponents = SparseMatrix.of(rows, torch.device("cpu"))
+    return Sparse(torch.Size(), values.dtype, map_, exponents, _SparseProduct(values, starts, columns))
 
 
-def _sparse(matrix: Tensor) -> Target:
+def _read_sparse(matrix: Tensor) -> Target:
     if matrix.dim() != 2:
         raise ShapeError(f"a sparse target must be one matrix, got shape {tuple(matrix.shape)}; pass them one by one.")
     if matrix.layout == torch.sparse_csr:
-        rows, columns, values = rows_of(matrix), matrix.col_indices(), matrix.values()
-        starts = matrix.crow_indices()
+        starts, columns, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     else:
         entries = matrix.coalesce() if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo().coalesce()
         (rows, columns), values = entries.indices(), entries.values()
         counts = torch.bincount(rows, minlength=matrix.shape[0])
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     _check_entries(values)
-    n = matrix.shape[0]
-    frozen = csr_tensor(starts.long(), columns.long().contiguous(), values.detach().to(torch.float64), n)
-    map_, exponents = SparseMatrix.of(frozen)
-    return Sparse(torch.Size(), matrix.dtype, map_, exponents, _SparseProduct(values, rows, columns, n))
+    parts = (part.detach().cpu().numpy() for part in (values.to(torch.float64), columns, starts))
+    map_, exponents = SparseMatrix.of(sp.csr_array(tuple(parts), shape=tuple(matrix.shape)), matrix.device)
+    return Sparse(torch.Size(), matrix.dtype, map_, exponents, _SparseProduct(values, starts, columns))
 
 
 def _check_entries(values: Tensor) -> None:
