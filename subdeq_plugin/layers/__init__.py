@@ -1,5 +1,7 @@
 """Subhomogeneous layers. `layer.bind(x)` gives the map whose fixed point is the layer's output."""
 
+from typing import Any
+
 from .base import INJECTION_MAPS, Structure, SubhomLayer
 from .bound import BoundMap, Linearization, MapSpec
 from .conv import SubhomConv2d
@@ -28,3 +30,12 @@ __all__ = [
     "propagation_matrix",
     "undo_nonneg",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A module without a map of its own: it calls the solvers, which the layers must not know.
+    if name == "Perron":
+        from ..perron import Perron
+
+        return Perron
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

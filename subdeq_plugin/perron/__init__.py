@@ -1,6 +1,7 @@
 """Perron pairs of nonnegative matrices and positive maps, each with a guaranteed bracket of its eigenvalue."""
 
 from .chain import Chain, Largest, Matrix, Powers, p_norms, power_mean
+from .module import Perron
 from .result import PerronResult
 from .solve import METHODS, perron
 
@@ -9,6 +10,7 @@ __all__ = [
     "Chain",
     "Largest",
     "Matrix",
+    "Perron",
     "PerronResult",
     "Powers",
     "p_norms",

@@ -79,15 +79,20 @@ class EigenMap(ABC):
         """The derivative at `z (B, N)` as matrices `(B, N, N)`."""
         return columns(self.tangent(z), z)
 
-    def shifted_solve(self, z: Tensor, shift: Tensor, right: Tensor) -> Tensor:
-        """`(shift I - J(z))^-1 right` for every row, for `shift (B,)`; rows that could not be solved are NaN."""
+    def shifted_solve(self, z: Tensor, shift: Tensor) -> Tensor:
+        """`(shift I - J(z))^-1 z` for every row, `shift (B,)`; rows that could not be solved are NaN.
+
+        In the variables `w` of `D w`, `D = diag(z)`: near an eigenvector all entries of `w` are of one size, so that
+        a factorisation does not lose the small entries of `z`.
+        """
         if self.entries > _DENSE:
             product, scale = self.tangent(z), shift[:, None]
-            return gmres(lambda v: product(v) / scale, right / scale, rtol=1e-10, krylov_dim=_KRYLOV)[0]
-        matrix = -self.jacobian(z)
+            right = torch.ones_like(z) / scale
+            return z * gmres(lambda w: product(z * w) / (z * scale), right, rtol=1e-10, krylov_dim=_KRYLOV)[0]
+        matrix = -self.jacobian(z) * z[:, None, :] / z[:, :, None]
         matrix.diagonal(dim1=1, dim2=2).add_(shift[:, None])
-        solution, info = torch.linalg.solve_ex(matrix, right)
-        return torch.where((info == 0)[:, None], solution, math.nan)
+        solution, info = torch.linalg.solve_ex(matrix, torch.ones_like(z))
+        return torch.where((info == 0)[:, None], z * solution, math.nan)
 
 
 def normalised(map_: EigenMap, z: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -65,6 +65,11 @@ class PerronResult:
     def patterns(self) -> tuple[Pattern, ...]:
         """Of every matrix of the batch, in order, what its zeros decide; empty for other maps."""
         return () if self._patterns is None else self._patterns()
+
+    def detach(self) -> PerronResult:
+        """The same pairs cut off from autograd."""
+        left = None if self.left is None else self.left.detach()
+        return replace(self, eigenvalue=self.eigenvalue.detach(), eigenvector=self.eigenvector.detach(), left=left)
 
     @property
     def messages(self) -> tuple[str, ...]:

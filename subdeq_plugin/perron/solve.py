@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from .._shapes import check_floating, check_positive, check_shape
 from ..errors import OptionError, unknown_name
 from ..layers.normalize import parse_norm
 from ..result import Status
+from .base import EigenMap
 from .derivative import attach, attach_function, size
 from .functions import FunctionMap
 from .krylov import krylov_vector
@@ -31,6 +32,7 @@ __all__ = ["METHODS", "perron"]
 _STEPS: dict[str, type[Step]] = {"power": Power, "noda": Noda, "anderson": LogAnderson}
 METHODS = ("auto", "krylov", *_STEPS)
 _FEW = 30  # steps of the power method after which others are faster
+_BALANCED = 2  # further passes of a Krylov method, each in variables in which the vector so far is constant
 _POLISH = 12  # of the power method after a Krylov method, whose small entries are inaccurate
 _DENSE = 600  # entries up to which Noda's iteration is the fastest
 
@@ -201,17 +203,28 @@ def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Fo
 
 
 def _krylov(problem: Target, start: Tensor, which: Tensor, goal: Goal) -> Found:
-    """ARPACK's vectors, one by one, polished by the power method."""
-    vectors, used = [], 0
-    for row, sample in enumerate(which.tolist()):
-        matrix = problem.submatrix(sample)
+    """ARPACK's vectors, one by one, polished by the power method; then once more where they are not good enough."""
+    map_ = problem.map_.rows(which) if isinstance(problem.map_, DenseMatrix) else problem.map_
+    found = _krylov_pass(problem, map_, start, which, range(len(which)), goal, balanced=False)
+    for _ in range(_BALANCED):
+        left, rest = _open(found), goal.after(found.evaluations)
+        if not left or rest.max_iter < 1:
+            break
+        found = _joined(found, _krylov_pass(problem, map_, found.z, which, left, rest, balanced=True))
+    return found
+
+
+def _krylov_pass(
+    problem: Target, map_: EigenMap, start: Tensor, which: Tensor, rows: Sequence[int], goal: Goal, *, balanced: bool
+) -> Found:
+    z, used = start.clone(), 0
+    for row in rows:
+        matrix = problem.submatrix(int(which[row]))
         if matrix is None:
             raise OptionError("method 'krylov' needs a matrix whose entries are known; use 'anderson'.")
-        vector, products = krylov_vector(matrix, start[row].cpu().numpy(), goal.max_iter)
-        vectors.append(torch.from_numpy(np.ascontiguousarray(vector)))
+        vector, products = krylov_vector(matrix, start[row].cpu().numpy(), goal.max_iter, balanced=balanced)
+        z[row] = torch.from_numpy(np.ascontiguousarray(vector)).to(z)
         used = max(used, products)
-    z = torch.stack(vectors).to(start.device)
-    map_ = problem.map_.rows(which) if isinstance(problem.map_, DenseMatrix) else problem.map_
     found = iterate(map_, Power(), z, goal, max_iter=_POLISH)
     return replace(found, evaluations=found.evaluations + used)
 
@@ -233,6 +246,11 @@ def _by_classes(found: Found, sample: int, pattern: Pattern, method: str, goal: 
     z[sample] = torch.from_numpy(classes.vector).to(z)
     lower[sample], upper[sample] = max(float(lower[sample]), classes.lower), min(float(upper[sample]), classes.upper)
     return replace(found, z=z, lower=lower, upper=upper, status=status)
+
+
+def _joined(found: Found, other: Found) -> Found:
+    """`found` with all samples continued by `other`."""
+    return _merged(found, torch.arange(len(found.lower), device=found.z.device), other)
 
 
 def _merged(found: Found, which: Tensor, other: Found) -> Found:

@@ -43,7 +43,7 @@ class Noda(Step):
     quadratically (L. Elsner, Linear Algebra Appl. 15, 1976, doi:10.1016/0024-3795(76)90071-7). For other maps `J` is
     the Jacobian, as in the Newton-Noda iteration (C. Liu, C. Guo, W. Lin, Numer. Math. 137, 2017,
     doi:10.1007/s00211-017-0869-7). A step that is not positive is replaced by one of the power method. Another one
-    follows each: sums of positive terms restore the digits that the factorisation loses in small entries.
+    follows each: sums of positive terms restore digits that the factorisation loses.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Noda(Step):
 
     def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
         plain = self._power(map_, z, image, low, high)
-        solved = map_.shifted_solve(z, high, z)
+        solved = map_.shifted_solve(z, high)
         good = (solved.isfinite() & (solved > 0)).all(dim=1)
         return map_(normalised(map_, choose(good, solved, plain)))
 

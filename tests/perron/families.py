@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy.sparse as sp
 
 Generator = np.random.Generator
 
@@ -53,6 +54,13 @@ def periodic(rng: Generator, n: int) -> np.ndarray:
     a[:half, half:] = rng.random((half, n - half)) + 0.01
     a[half:, :half] = rng.random((n - half, half)) + 0.01
     return a
+
+
+def directed(n: int = 300, seed: int = 0) -> sp.csr_array:
+    """A sparse, irreducible, nonsymmetric matrix."""
+    rng = np.random.default_rng(seed)
+    ring = sp.coo_array((np.ones(n), (np.arange(n), np.roll(np.arange(n), 1))), shape=(n, n))
+    return sp.csr_array(sp.random_array((n, n), density=5 / n, rng=rng) + ring)
 
 
 FAMILIES: dict[str, Callable[[Generator, int], np.ndarray]] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import subdeq_plugin as sd
 from subdeq_plugin.errors import ConvergenceError
+from tests.perron.families import directed
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,3 +88,26 @@ def test_a_spectral_radius_in_a_loss_gets_smaller():
         sd.perron(weight.clamp(min=0)).eigenvalue.backward()
         optimiser.step()
     assert float(sd.perron(weight.detach().clamp(min=0)).eigenvalue) < before - 0.1
+
+
+@pytest.mark.parametrize("size", [300, 2100])
+def test_gradients_of_large_sparse_matrices(size):
+    """Both ways of solving the adjoint equation, against the product of the vectors and a second route."""
+    matrix = directed(size).tocoo()
+    indices = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
+    values = torch.from_numpy(matrix.data).requires_grad_()
+    tensor = torch.sparse_coo_tensor(indices, values, matrix.shape, check_invariants=True).coalesce()
+    result = sd.perron(tensor, side="both")
+    (gradient,) = torch.autograd.grad(result.eigenvalue, values, retain_graph=True)
+    x, y = result.eigenvector.detach(), result.left.detach()
+    torch.testing.assert_close(gradient, y[indices[0]] * x[indices[1]] / (y @ x), rtol=1e-8, atol=1e-12)
+    # A directional derivative of one entry of the vector, by differences.
+    (gradient,) = torch.autograd.grad(result.eigenvector[7], values)
+    direction = torch.rand(len(values), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def entry(step: float) -> float:
+        moved = (values.detach() + step * direction).numpy()
+        return float(sd.perron(sp.coo_array((moved, (matrix.row, matrix.col)), shape=matrix.shape)).eigenvector[7])
+
+    quotient = (entry(1e-5) - entry(-1e-5)) / 2e-5
+    assert float(gradient @ direction) == pytest.approx(quotient, rel=1e-4)

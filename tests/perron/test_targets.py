@@ -15,19 +15,13 @@ from subdeq_plugin.errors import DomainError, OptionError, ShapeError
 from subdeq_plugin.layers.sparse import csr
 from subdeq_plugin.perron import Chain, Matrix
 from subdeq_plugin.result import Status
+from tests.perron.families import directed
 
 METHODS = ["auto", "power", "noda", "anderson", "krylov"]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.05
-
-
-def directed(n: int = 300, seed: int = 0) -> sp.csr_array:
-    """A sparse, irreducible, nonsymmetric matrix."""
-    rng = np.random.default_rng(seed)
-    ring = sp.coo_array((np.ones(n), (np.arange(n), np.roll(np.arange(n), 1))), shape=(n, n))
-    return sp.csr_array(sp.random_array((n, n), density=5 / n, rng=rng) + ring)
 
 
 def in_every_form(matrix: sp.csr_array) -> dict[str, object]:
