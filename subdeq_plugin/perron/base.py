@@ -75,6 +75,10 @@ class EigenMap(ABC):
     def tangent(self, z: Tensor) -> Product:
         """The derivative at `z (B, N)`: its product with tangents `(B, N)`."""
 
+    def rate(self) -> Tensor:
+        """Proven factors `(B,)` by which `F` contracts Hilbert's metric; 1 where none below 1 is known."""
+        return torch.ones_like(self.smallest)
+
     def jacobian(self, z: Tensor) -> Tensor:
         """The derivative at `z (B, N)` as matrices `(B, N, N)`."""
         return columns(self.tangent(z), z)

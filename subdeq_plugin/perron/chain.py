@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DomainError
 from .base import EigenMap, Jacobian, Product, columns
+from .birkhoff import birkhoff_ratio
 
 __all__ = ["Chain", "ChainMap", "Largest", "Matrix", "Piece", "Powers", "p_norms", "power_mean"]
 
@@ -41,6 +42,10 @@ class Piece(ABC):
     @abstractmethod
     def linearize(self, z: Tensor) -> Jacobian: ...
 
+    def rate(self) -> float:
+        """A proven factor by which it changes Hilbert distances, at most."""
+        return self.degree
+
     @abstractmethod
     def roundings(self, before: int) -> int:
         """The roundings behind an entry of the result where `before` are behind those of the argument."""
@@ -64,6 +69,9 @@ class Matrix(Piece):
 
     matrix: Tensor
     degree: float = 1.0
+
+    def rate(self) -> float:
+        return float(birkhoff_ratio(self.matrix.detach().to(torch.float64)[None])[0])
 
     def __call__(self, z: Tensor) -> Tensor:
         return z @ self.matrix.to(z.dtype).mT
@@ -275,6 +283,10 @@ class ChainMap(EigenMap):
 
     def tangent(self, z: Tensor) -> Product:
         return self.chain.linearize(z).jvp
+
+    def rate(self) -> Tensor:
+        product = math.prod(piece.rate() for piece in self.chain.pieces) * (1 + 2.0**-40)
+        return torch.full_like(self.smallest, min(product, 1.0))
 
 
 def power_mean(weights: Tensor, p: float) -> Chain:

@@ -98,6 +98,9 @@ class LayerMap(EigenMap):
     def tangent(self, z: Tensor) -> Product:
         return self.flat.linearize(z).jvp
 
+    def rate(self) -> Tensor:
+        return torch.full_like(self.smallest, self.flat.bound.activation.degree(POSITIVE).bound)
+
 
 def _require(bound: BoundMap) -> None:
     if bound.normalizer is not None:

@@ -53,6 +53,7 @@ class Found:
     Attributes:
         z: `(B, N)`, of every sample the vector with the narrowest bracket.
         lower, upper: `(B,)` bounds on the eigenvalues.
+        width: `(B,)`, relative, of the bracket that `z` itself gives.
         status: `(B,)` int64, values of `Status`.
         iterations: `(B,)` int64, at which `z` was found.
         evaluations: of the map, on the whole batch.
@@ -62,6 +63,7 @@ class Found:
     z: Tensor
     lower: Tensor
     upper: Tensor
+    width: Tensor
     status: Tensor
     iterations: Tensor
     evaluations: int
@@ -73,6 +75,7 @@ class Found:
             self.z[which],
             self.lower[which],
             self.upper[which],
+            self.width[which],
             self.status[which],
             self.iterations[which],
             self.evaluations,
@@ -127,7 +130,7 @@ def iterate(
         following = normalised(map_, step(map_, z, image, low, high))
         usable = active & (following.amin(dim=1) > 0) & (following.amax(dim=1) < torch.inf)
         z = choose(usable, following, z)
-    return Found(best, lower, upper, status, iterations, evaluations, history)
+    return Found(best, lower, upper, width, status, iterations, evaluations, history)
 
 
 def _require_order(lower: Tensor, upper: Tensor, map_: EigenMap) -> None:

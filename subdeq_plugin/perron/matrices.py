@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..layers.sparse import csr_tensor
 from .base import EigenMap, Product
+from .birkhoff import birkhoff_ratio
 
 __all__ = ["DenseMatrix", "SparseMatrix", "from_scipy"]
 
 _MODERATE = 2.0**200
+_ACCURATE = 2.0**-1000
 _SMALL = 128  # entries up to which NumPy multiplies batches on the CPU three times as fast as torch
 _LU = 600  # entries beyond which a sparse factorisation is tried
 
@@ -45,6 +47,10 @@ class DenseMatrix(EigenMap):
 
     def tangent(self, z: Tensor) -> Product:
         return self
+
+    def rate(self) -> Tensor:
+        # Entries that have lost digits to underflow say nothing.
+        return torch.where(self.smallest > _ACCURATE, birkhoff_ratio(self.matrices), 1.0)
 
     def rows(self, which: Tensor) -> DenseMatrix:
         """The matrices with the indices `which (K,)`."""

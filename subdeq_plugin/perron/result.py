@@ -60,6 +60,8 @@ class PerronResult:
     left: Tensor | None = None
     history: Tensor | None = None
     _patterns: Callable[[], tuple[Pattern, ...]] | None = field(default=None, repr=False)
+    _rates: Callable[[], Tensor] | None = field(default=None, repr=False)
+    _distance: Tensor | None = field(default=None, repr=False)
 
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -70,6 +72,32 @@ class PerronResult:
         """The same pairs cut off from autograd."""
         left = None if self.left is None else self.left.detach()
         return replace(self, eigenvalue=self.eigenvalue.detach(), eigenvector=self.eigenvector.detach(), left=left)
+
+    @cached_property
+    def rate(self) -> Tensor:
+        """`(...)` float64, a proven factor by which a step of the map contracts Hilbert's metric; 1 where none is.
+
+        Of positive dense matrices Birkhoff's ratio, of chains the product of the ratios and degrees of their pieces, of
+        layers their degree. Below 1 it proves that the eigenvector is unique.
+        """
+        if self._rates is None:
+            return torch.ones_like(self.lower)
+        with torch.no_grad():
+            return self._rates()
+
+    @property
+    def error_bound(self) -> Tensor:
+        """`(...)` float64, a guaranteed Hilbert distance of `eigenvector` to the true one; infinite where `rate` is 1.
+
+        Banach's bound: the distance of the vector to its image, which its bracket gives, divided by `1 - rate`. A value
+        `e` means that all quotients of entries are right up to a factor `exp(e)`.
+        """
+        if self._distance is None or not self.rigorous:
+            return torch.full_like(self.lower, torch.inf)
+        # Every entry is rounded when the vector is normalised, and when it gets its dtype.
+        rounding = 8 * torch.finfo(self.eigenvector.dtype).eps
+        bound = (self._distance * (1 + 2.0**-40) + 2.0**-48) / (1 - self.rate) + rounding
+        return torch.where(self.rate < 1, bound, torch.inf)
 
     @property
     def messages(self) -> tuple[str, ...]:

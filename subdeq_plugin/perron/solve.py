@@ -143,6 +143,8 @@ def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> 
         method,
         problem.map_.roundings is not None,
         history=brackets.reshape(len(found.history), *problem.shape, 2),
+        _distance=-torch.log1p(-found.width).reshape(problem.shape),
+        _rates=lambda: problem.map_.rate().reshape(problem.shape),
         _patterns=lambda: tuple(pattern for sample in samples if (pattern := problem.pattern(sample)) is not None),
     )
 
@@ -242,10 +244,11 @@ def _by_classes(found: Found, sample: int, pattern: Pattern, method: str, goal: 
     narrow = classes.upper - classes.lower <= goal.tol * classes.upper
     status = found.status.clone()
     status[sample] = int(Status.CONVERGED if narrow else Status.MAX_ITERATIONS)
-    z, lower, upper = found.z.clone(), found.lower.clone(), found.upper.clone()
+    z, lower, upper, width = (part.clone() for part in (found.z, found.lower, found.upper, found.width))
+    width[sample] = math.inf  # a vector with zeros brackets nothing
     z[sample] = torch.from_numpy(classes.vector).to(z)
     lower[sample], upper[sample] = max(float(lower[sample]), classes.lower), min(float(upper[sample]), classes.upper)
-    return replace(found, z=z, lower=lower, upper=upper, status=status)
+    return replace(found, z=z, lower=lower, upper=upper, width=width, status=status)
 
 
 def _joined(found: Found, other: Found) -> Found:
@@ -266,6 +269,7 @@ def _merged(found: Found, which: Tensor, other: Found) -> Found:
         put(found.z, other.z),
         lower,
         upper,
+        put(found.width, other.width),
         put(found.status, other.status),
         put(found.iterations, found.evaluations + other.iterations),
         found.evaluations + other.evaluations,
