@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import DomainError
+from ..errors import DomainError, ShapeError
 from .base import EigenMap, Jacobian, Product, columns
 from .birkhoff import birkhoff_ratio
 
@@ -31,9 +31,11 @@ class Piece(ABC):
     Attributes:
         degree: of homogeneity, positive; `F(c z) = c ** degree F(z)`, or its reciprocal where `reverses`.
         reverses: whether it reverses the order.
+        inputs: `N`; None where any number will do.
     """
 
     degree: float
+    inputs: int | None = None
     reverses: bool = False
 
     @abstractmethod
@@ -69,6 +71,10 @@ class Matrix(Piece):
 
     matrix: Tensor
     degree: float = 1.0
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.matrix.shape[-1]
 
     def rate(self) -> float:
         return float(birkhoff_ratio(self.matrix.detach().to(torch.float64)[None])[0])
@@ -131,6 +137,10 @@ class Largest(Piece):
     matrix: Tensor
     degree: float = 1.0
 
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.matrix.shape[-1]
+
     def __call__(self, z: Tensor) -> Tensor:
         return (self.matrix.to(z.dtype) * z[..., None, :]).amax(dim=-1)
 
@@ -168,6 +178,7 @@ class Chain:
 
     Attributes:
         pieces: each with a nonnegative matrix, or an entrywise power.
+        exponent: what `perron` reports is the eigenvalue to this power.
 
     Raises:
         DomainError: a piece is no map of positive vectors, the composition reverses the order, or its degree of
@@ -175,6 +186,7 @@ class Chain:
     """
 
     pieces: tuple[Piece, ...]
+    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         for piece in self.pieces:
@@ -194,6 +206,18 @@ class Chain:
         return math.prod(piece.degree for piece in self.pieces)
 
     @property
+    def entries(self) -> int:
+        """`N`, as the first piece that says it has it.
+
+        Raises:
+            ShapeError: none does.
+        """
+        for piece in self.pieces:
+            if piece.inputs is not None:
+                return piece.inputs
+        raise ShapeError("a chain of powers alone does not say how many entries its vectors have; add a Matrix.")
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The matrices, to which gradients flow."""
         return tuple(tensor for piece in self.pieces for tensor in piece.tensors)
@@ -207,6 +231,7 @@ class Chain:
             del rest[:count]
         chain = object.__new__(Chain)
         object.__setattr__(chain, "pieces", tuple(pieces))
+        object.__setattr__(chain, "exponent", self.exponent)
         return chain
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -302,8 +327,8 @@ def power_mean(weights: Tensor, p: float) -> Chain:
 def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
     """The map whose eigenvector maximises `|A z|_p / |z|_q` for a nonnegative `A (M, N)`, `1 < p <= q`.
 
-    `z <- (A^T (A z) ** (p - 1)) ** (1 / (q - 1))`; with its eigenvalue `lambda` at `|z|_q = 1`, the norm of `A` from
-    `q` to `p` is `lambda ** ((q - 1) / p)` (D. Boyd, Linear Algebra Appl. 9, 1974, doi:10.1016/0024-3795(74)90029-9;
+    `z <- (A^T (A z) ** (p - 1)) ** (1 / (q - 1))`; with `normalize=q` the eigenvalue that `perron` reports is the norm
+    of `A` from `q` to `p` (D. Boyd, Linear Algebra Appl. 9, 1974, doi:10.1016/0024-3795(74)90029-9;
     A. Gautier, F. Tudisco, SIAM J. Matrix Anal. Appl. 40, 2019, doi:10.1137/18M1165037).
     """
-    return Chain((Matrix(matrix), Powers(p - 1), Matrix(matrix.mT), Powers(1 / (q - 1))))
+    return Chain((Matrix(matrix), Powers(p - 1), Matrix(matrix.mT), Powers(1 / (q - 1))), exponent=(q - 1) / p)

@@ -122,13 +122,16 @@ def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> 
         x = found.z.reshape(*problem.shape, -1)
         x = x / size(x, p)
         scale = torch.ldexp(torch.ones_like(found.lower), problem.exponents)
-        lower, upper = ((bound * scale).reshape(problem.shape) for bound in (found.lower, found.upper))
-        brackets = torch.stack(found.history) * scale[:, None]
+        brackets = _powered(torch.stack([*found.history, torch.stack([found.lower, found.upper], 1)]), problem.exponent)
+        brackets = brackets * scale[:, None]
+        lower, upper = (bound.reshape(problem.shape) for bound in brackets[-1].unbind(dim=1))
     shape = (*problem.shape, *(problem.sample or (problem.map_.entries,)))
     eigenvalue, vector = _differentiable(problem, x, p) if torch.is_grad_enabled() else (None, x)
     if eigenvalue is None:
         quotient = size(problem.map_(x.reshape(found.z.shape)), p)[:, 0] * scale
         eigenvalue = quotient.reshape(problem.shape)
+    if problem.exponent != 1:
+        eigenvalue = eigenvalue**problem.exponent
     # The quotient of norms lies between the bounds but for its last digits.
     eigenvalue = eigenvalue + (eigenvalue.clamp(lower, upper) - eigenvalue).detach()
     samples = range(problem.map_.samples)
@@ -142,11 +145,19 @@ def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> 
         found.evaluations,
         method,
         problem.map_.roundings is not None,
-        history=brackets.reshape(len(found.history), *problem.shape, 2),
+        history=brackets[:-1].reshape(len(found.history), *problem.shape, 2),
         _distance=-torch.log1p(-found.width).reshape(problem.shape),
         _rates=lambda: problem.map_.rate().reshape(problem.shape),
         _patterns=lambda: tuple(pattern for sample in samples if (pattern := problem.pattern(sample)) is not None),
     )
+
+
+def _powered(bounds: Tensor, exponent: float) -> Tensor:
+    """Lower and upper bounds `(..., 2)` to a positive power, rounded outwards; powers are accurate to 32 units."""
+    if exponent == 1:
+        return bounds
+    outward = torch.tensor([1 - 2.0**-47, 1 + 2.0**-47], dtype=bounds.dtype, device=bounds.device)
+    return bounds**exponent * outward
 
 
 def _differentiable(problem: Target, x: Tensor, p: float) -> tuple[Tensor | None, Tensor]:

@@ -38,6 +38,7 @@ class Target:
         exponents: `(B,)`, of the powers of two by which the eigenvalues of `map_` are too small.
         parametrised: the map for derivatives; None for a callable, whose tensors are not known.
         sample: the shape of one vector; `(N,)` if empty.
+        exponent: the eigenvalue is reported to this power.
     """
 
     shape: torch.Size
@@ -46,6 +47,7 @@ class Target:
     exponents: Tensor
     parametrised: Parametrised | None
     sample: tuple[int, ...] = ()
+    exponent: float = 1.0
 
     def submatrix(self, sample: int) -> sp.csr_array | None:
         """One of the (scaled) matrices; None where the map is no matrix whose entries are known."""
@@ -197,11 +199,9 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
 
 
 def _composed(chain: Chain, p: float) -> Target:
-    matrices = chain.tensors
-    if not matrices:
-        raise ShapeError("a chain of powers alone does not say how many entries its vectors have; add a Matrix.")
-    entries = matrices[0].shape[-1]
-    probe = torch.ones(entries, dtype=torch.float64, device=matrices[0].device)
+    entries = chain.entries
+    tensors = chain.tensors
+    probe = torch.ones(entries, dtype=torch.float64, device=tensors[0].device)
     with torch.no_grad():
         try:
             shape = chain(probe).shape
@@ -211,7 +211,7 @@ def _composed(chain: Chain, p: float) -> Target:
         raise ShapeError(f"the chain maps vectors of {entries} entries to {shape[-1]}; it must return as many.")
     map_ = ChainMap.of(chain, entries, probe.device, p)
     exponents = torch.zeros(1, dtype=torch.int32, device=probe.device)
-    return Target(torch.Size(), matrices[0].dtype, map_, exponents, chain)
+    return Target(torch.Size(), tensors[0].dtype, map_, exponents, chain, exponent=chain.exponent)
 
 
 def _layer(bound: BoundMap, p: float, start: Tensor | None) -> Target:
