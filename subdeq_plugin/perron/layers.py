@@ -18,6 +18,7 @@ __all__ = ["FlatLayer", "LayerMap"]
 
 _FUNCTION = 33  # roundings that an activation and its shift may be wrong by,
 _POWER = 40  # and a power
+_TINY = 2.0**-1000
 _HOMOGENEOUS = ("relu", "leaky_relu")
 
 
@@ -93,7 +94,9 @@ class LayerMap(EigenMap):
         )
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.flat(z)
+        # A root of what has lost its digits to underflow is wrong by more than underflow: there is no bracket.
+        lost = self.smallest * z.amin(dim=1) < _TINY
+        return torch.where(lost[:, None], math.nan, self.flat(z))
 
     def tangent(self, z: Tensor) -> Product:
         return self.flat.linearize(z).jvp

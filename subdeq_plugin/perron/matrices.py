@@ -15,7 +15,7 @@ from ..layers.sparse import csr_tensor
 from .base import EigenMap, Product
 from .birkhoff import birkhoff_ratio
 
-__all__ = ["DenseMatrix", "SparseMatrix", "from_scipy"]
+__all__ = ["DenseMatrix", "SparseMatrix", "from_scipy", "times_power"]
 
 _MODERATE = 2.0**200
 _ACCURATE = 2.0**-1000
@@ -37,7 +37,7 @@ class DenseMatrix(EigenMap):
     def of(cls, matrices: Tensor) -> tuple[DenseMatrix, Tensor]:
         """From nonnegative float64 `(B, N, N)`; and the exponents `(B,)` of the powers of two divided out."""
         exponents, smallest = _scale(matrices.flatten(1))
-        scaled = _times_power(matrices, -exponents[:, None, None])
+        scaled = times_power(matrices, -exponents[:, None, None])
         return cls(scaled, smallest, matrices.shape[0], matrices.shape[1], matrices.shape[1]), exponents
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -51,6 +51,10 @@ class DenseMatrix(EigenMap):
     def rate(self) -> Tensor:
         # Entries that have lost digits to underflow say nothing.
         return torch.where(self.smallest > _ACCURATE, birkhoff_ratio(self.matrices), 1.0)
+
+    def to_scipy(self, row: int) -> sp.csr_array:
+        """The (scaled) matrix of one sample."""
+        return sp.csr_array(self.matrices[row].cpu().numpy())
 
     def rows(self, which: Tensor) -> DenseMatrix:
         """The matrices with the indices `which (K,)`."""
@@ -81,8 +85,9 @@ class SparseMatrix(EigenMap):
         """From a nonnegative float64 matrix; and the exponent `(1,)` of the power of two divided out."""
         values = torch.from_numpy(matrix.data)
         exponents, smallest = _scale(values[None])
-        scaled = sp.csr_array((_times_power(values, -exponents).numpy(), *_short(matrix)), shape=matrix.shape)
+        scaled = sp.csr_array((times_power(values, -exponents).numpy(), *_short(matrix)), shape=matrix.shape)
         if not scaled.data.all():
+            scaled = scaled.copy()  # the indices may be the caller's
             scaled.eliminate_zeros()
         return cls._of(scaled, smallest.to(device)), exponents.to(device)
 
@@ -99,6 +104,10 @@ class SparseMatrix(EigenMap):
 
     def tangent(self, z: Tensor) -> Product:
         return self
+
+    def to_scipy(self, row: int) -> sp.csr_array:
+        """The (scaled) matrix."""
+        return self.matrix
 
     def transposed(self) -> SparseMatrix:
         """The map of the transpose."""
@@ -145,10 +154,10 @@ def _scale(values: Tensor) -> tuple[Tensor, Tensor]:
         smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
     moderate = (largest < _MODERATE) & (largest > 1 / _MODERATE)
     exponents = torch.where(moderate, 0, torch.frexp(largest).exponent)
-    return exponents, _times_power(smallest, -exponents)
+    return exponents, times_power(smallest, -exponents)
 
 
-def _times_power(values: Tensor, exponents: Tensor) -> Tensor:
+def times_power(values: Tensor, exponents: Tensor) -> Tensor:
     """`values * 2**exponents`, exact up to underflow; in two steps, since `2**exponents` alone may overflow."""
     if not bool(exponents.any()):
         return values

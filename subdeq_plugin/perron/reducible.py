@@ -84,12 +84,15 @@ def _vector(
     """The sum of the extreme nonnegative eigenvectors, each of sum 1."""
     matrix = pattern.matrix
     n = matrix.shape[0]
-    total = np.zeros(n)
+    if radius == 0:  # no cycles: columns without entries are sent to 0, and there are some
+        empty = np.bincount(matrix.indices, minlength=n) == 0
+        return empty / empty.sum()
+    total, candidates = np.zeros(n), set(basic)
     reverse = sp.csr_array(matrix.T)
     members = {label: order[starts[label] : starts[label + 1]] for label in basic}
     for label, indices in members.items():
         reached = breadth_first_order(reverse, indices[0], return_predecessors=False)  # those with access to the class
-        if any(other != label and np.isin(members[other][0], reached) for other in basic):
+        if candidates & set(np.unique(pattern.labels[reached]).tolist()) != {label}:
             continue
         upstream = np.setdiff1d(reached, indices)
         part = np.zeros(n)

@@ -15,12 +15,11 @@ from .._shapes import check_floating, check_positive, check_shape
 from ..errors import OptionError, unknown_name
 from ..layers.normalize import parse_norm
 from ..result import Status
-from .base import EigenMap
 from .derivative import attach, attach_function, size
 from .functions import FunctionMap
 from .krylov import krylov_vector
 from .loop import Found, Goal, Step, iterate
-from .matrices import DenseMatrix
+from .matrices import DenseMatrix, SparseMatrix, times_power
 from .reducible import solve_classes
 from .result import PerronResult
 from .steps import LogAnderson, Noda, Power
@@ -121,15 +120,14 @@ def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> 
         found = _solve(problem, start, method, goal)
         x = found.z.reshape(*problem.shape, -1)
         x = x / size(x, p)
-        scale = torch.ldexp(torch.ones_like(found.lower), problem.exponents)
         brackets = _powered(torch.stack([*found.history, torch.stack([found.lower, found.upper], 1)]), problem.exponent)
-        brackets = brackets * scale[:, None]
+        brackets = _unscaled(brackets, problem.exponents[:, None])
         lower, upper = (bound.reshape(problem.shape) for bound in brackets[-1].unbind(dim=1))
     shape = (*problem.shape, *(problem.sample or (problem.map_.entries,)))
     eigenvalue, vector = _differentiable(problem, x, p) if torch.is_grad_enabled() else (None, x)
     if eigenvalue is None:
-        quotient = size(problem.map_(x.reshape(found.z.shape)), p)[:, 0] * scale
-        eigenvalue = quotient.reshape(problem.shape)
+        quotient = size(problem.map_(x.reshape(found.z.shape)), p)[:, 0]
+        eigenvalue = times_power(quotient, problem.exponents).reshape(problem.shape)
     if problem.exponent != 1:
         eigenvalue = eigenvalue**problem.exponent
     # The quotient of norms lies between the bounds but for its last digits.
@@ -160,6 +158,15 @@ def _powered(bounds: Tensor, exponent: float) -> Tensor:
     return bounds**exponent * outward
 
 
+def _unscaled(bounds: Tensor, exponents: Tensor) -> Tensor:
+    """Lower and upper bounds `(..., 2)` times `2**exponents`, rounded outwards where that leaves the normal numbers."""
+    outward = torch.tensor([0.0, math.inf], dtype=bounds.dtype, device=bounds.device)
+    result = times_power(bounds, exponents)
+    result = torch.where((result < 2.0**-1000) & (bounds > 0), result.nextafter(outward), result)
+    largest = torch.tensor([torch.finfo(bounds.dtype).max, math.inf], dtype=bounds.dtype, device=bounds.device)
+    return torch.where(bounds.isfinite(), torch.minimum(result, largest), bounds)
+
+
 def _differentiable(problem: Target, x: Tensor, p: float) -> tuple[Tensor | None, Tensor]:
     """Eigenvalue and eigenvector `x` with their derivatives; no eigenvalue where there is nothing to derive by."""
     if problem.parametrised is not None:
@@ -187,7 +194,7 @@ def _solve(problem: Target, start: Tensor, method: str, goal: Goal) -> Found:
         if pattern is None or pattern.irreducible:
             left.append(sample)
         else:
-            found = _by_classes(found, sample, pattern, method, goal)
+            found = _by_classes(problem, found, sample, pattern, method, goal)
     rest = goal.after(found.evaluations)
     if method == "auto" and left and rest.max_iter > 0:
         found = _accelerated(problem, found, torch.tensor(left, device=found.z.device), rest)
@@ -203,7 +210,7 @@ def _open(found: Found) -> list[int]:
 def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Found:
     """`found` with the samples `which` continued: irreducible, with a small spectral gap."""
     map_ = problem.map_
-    if map_.entries > _DENSE and problem.submatrix(0) is not None:
+    if map_.entries > _DENSE and isinstance(map_, DenseMatrix | SparseMatrix):
         return _merged(found, which, _krylov(problem, found.z[which], which, goal))
     if isinstance(map_, DenseMatrix):
         few = iterate(map_.rows(which), Noda(), found.z[which], goal)
@@ -218,38 +225,38 @@ def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Fo
 def _krylov(problem: Target, start: Tensor, which: Tensor, goal: Goal) -> Found:
     """ARPACK's vectors, one by one, polished by the power method; then once more where they are not good enough."""
     map_ = problem.map_.rows(which) if isinstance(problem.map_, DenseMatrix) else problem.map_
-    found = _krylov_pass(problem, map_, start, which, range(len(which)), goal, balanced=False)
+    if not isinstance(map_, DenseMatrix | SparseMatrix):
+        raise OptionError("method 'krylov' needs a matrix whose entries are known; use 'anderson'.")
+    found = _krylov_pass(map_, start, range(len(which)), goal, balanced=False)
     for _ in range(_BALANCED):
         left, rest = _open(found), goal.after(found.evaluations)
         if not left or rest.max_iter < 1:
             break
-        found = _joined(found, _krylov_pass(problem, map_, found.z, which, left, rest, balanced=True))
+        found = _joined(found, _krylov_pass(map_, found.z, left, rest, balanced=True))
     return found
 
 
 def _krylov_pass(
-    problem: Target, map_: EigenMap, start: Tensor, which: Tensor, rows: Sequence[int], goal: Goal, *, balanced: bool
+    map_: DenseMatrix | SparseMatrix, start: Tensor, rows: Sequence[int], goal: Goal, *, balanced: bool
 ) -> Found:
     z, used = start.clone(), 0
     for row in rows:
-        matrix = problem.submatrix(int(which[row]))
-        if matrix is None:
-            raise OptionError("method 'krylov' needs a matrix whose entries are known; use 'anderson'.")
-        vector, products = krylov_vector(matrix, start[row].cpu().numpy(), goal.max_iter, balanced=balanced)
+        begin = start[row].cpu().numpy()
+        vector, products = krylov_vector(map_.to_scipy(row), begin, goal.max_iter, balanced=balanced)
         z[row] = torch.from_numpy(np.ascontiguousarray(vector)).to(z)
         used = max(used, products)
     found = iterate(map_, Power(), z, goal, max_iter=_POLISH)
     return replace(found, evaluations=found.evaluations + used)
 
 
-def _by_classes(found: Found, sample: int, pattern: Pattern, method: str, goal: Goal) -> Found:
+def _by_classes(problem: Target, found: Found, sample: int, pattern: Pattern, method: str, goal: Goal) -> Found:
     """`found` with the pair of a reducible matrix."""
 
     def block(matrix: sp.csr_array) -> tuple[np.ndarray, float, float]:
         part = read(matrix.toarray() if matrix.shape[0] <= _DENSE else matrix, 1.0)
         pair = _solve(part, _start(part, None), method, replace(goal, progress=None))
-        scale = math.ldexp(1.0, int(part.exponents[0]))
-        return pair.z[0].numpy(), float(pair.lower[0]) * scale, float(pair.upper[0]) * scale
+        lower, upper = _unscaled(torch.stack([pair.lower, pair.upper], dim=1), part.exponents[:, None])[0].tolist()
+        return pair.z[0].numpy(), lower, upper
 
     classes = solve_classes(pattern, block)
     narrow = classes.upper - classes.lower <= goal.tol * classes.upper
@@ -258,7 +265,9 @@ def _by_classes(found: Found, sample: int, pattern: Pattern, method: str, goal: 
     z, lower, upper, width = (part.clone() for part in (found.z, found.lower, found.upper, found.width))
     width[sample] = math.inf  # a vector with zeros brackets nothing
     z[sample] = torch.from_numpy(classes.vector).to(z)
-    lower[sample], upper[sample] = max(float(lower[sample]), classes.lower), min(float(upper[sample]), classes.upper)
+    # The bounds found so far are those of the scaled matrix.
+    bounds = _unscaled(lower.new_tensor([[classes.lower, classes.upper]]), -problem.exponents[sample])[0]
+    lower[sample], upper[sample] = torch.maximum(lower[sample], bounds[0]), torch.minimum(upper[sample], bounds[1])
     return replace(found, z=z, lower=lower, upper=upper, width=width, status=status)
 
 

@@ -50,7 +50,7 @@ class Target:
     exponent: float = 1.0
 
     def submatrix(self, sample: int) -> sp.csr_array | None:
-        """One of the (scaled) matrices; None where the map is no matrix whose entries are known."""
+        """One of the matrices, without stored zeros; None where the map is no matrix whose entries are known."""
         return None
 
     def pattern(self, sample: int) -> Pattern | None:
@@ -116,6 +116,14 @@ class _SparseProduct:
         )
         return (self.columns, rows) if self.flipped else (rows, self.columns)
 
+    def to_scipy(self) -> sp.csr_array:
+        """The matrix on the CPU, in float64 and without stored zeros."""
+        parts = (part.detach().cpu().numpy() for part in (self.values.to(torch.float64), self.columns, self.starts))
+        size = len(self.starts) - 1
+        matrix = sp.csr_array(tuple(parts), shape=(size, size), copy=True)
+        matrix.eliminate_zeros()
+        return sp.csr_array(matrix.T) if self.flipped else matrix
+
     def _gather(self, z: Tensor, into: Tensor, of: Tensor) -> Tensor:
         terms = self.values.to(z.dtype) * z[..., of]
         return z.new_zeros(z.shape).index_add(-1, into, terms)
@@ -136,8 +144,10 @@ class Dense(Target):
     """A batch of dense matrices."""
 
     def submatrix(self, sample: int) -> sp.csr_array:
-        assert isinstance(self.map_, DenseMatrix)
-        return sp.csr_array(self.map_.matrices[sample].cpu().numpy())
+        # Not those of the map: scaling may have lost small entries, and every nonzero counts.
+        assert isinstance(self.parametrised, _DenseProduct)
+        matrix = self.parametrised.matrix.detach()
+        return sp.csr_array(matrix.reshape(-1, *matrix.shape[-2:])[sample].to("cpu", torch.float64).numpy())
 
     def transposed(self) -> Dense:
         assert isinstance(self.map_, DenseMatrix) and isinstance(self.parametrised, _DenseProduct)
@@ -150,8 +160,8 @@ class Sparse(Target):
     """One sparse matrix."""
 
     def submatrix(self, sample: int) -> sp.csr_array:
-        assert isinstance(self.map_, SparseMatrix)
-        return self.map_.matrix
+        assert isinstance(self.parametrised, _SparseProduct)
+        return self.parametrised.to_scipy()
 
     def transposed(self) -> Sparse:
         assert isinstance(self.map_, SparseMatrix) and isinstance(self.parametrised, _SparseProduct)

@@ -66,3 +66,12 @@ def test_the_zero_matrix():
     result = sd.perron(torch.zeros(3, 3, dtype=torch.float64))
     assert float(result.eigenvalue) == float(result.upper) == 0.0
     assert result.converged
+
+
+def test_a_long_chain_without_cycles():
+    n = 3000
+    matrix = sp.csr_array(sp.diags_array(np.ones(n - 1), offsets=1))
+    result = sd.perron(matrix)
+    assert float(result.upper) == 0.0
+    np.testing.assert_array_equal(matrix @ result.eigenvector.numpy(), 0)
+    assert float(result.eigenvector.sum()) == 1

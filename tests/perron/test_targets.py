@@ -175,6 +175,17 @@ class TestLayers:
 
         assert gradcheck(pair, tuple((tensor + 0.1).requires_grad_() for tensor in bound.tensors), atol=1e-6)
 
+    def test_products_that_underflow_give_no_bracket(self):
+        layer = sd.SubhomLinear(3, 2, activation="relu", shift=0.0, power=0.5).double()
+        bound = layer.bind(torch.zeros(1, 3, dtype=torch.float64)).detach()
+        weight = torch.tensor([[1.0, 1e-250], [1e-250, 1e-250]], dtype=torch.float64)
+        bound = bound.with_tensors([weight, *(torch.zeros_like(tensor) for tensor in bound.tensors[1:])])
+        start = torch.tensor([[1.0, 1e-150]], dtype=torch.float64)
+        result = sd.perron(bound, start, max_iter=1, method="power")
+        assert result.status == Status.NONFINITE
+        assert float(result.lower) == 0.0
+        assert bool(result.upper.isinf().all())
+
     def test_what_is_refused(self):
         layer = sd.SubhomLinear(3, 4)
         with pytest.raises(ShapeError, match=r"layer\.bind"):
@@ -223,3 +234,16 @@ def test_bad_options():
         sd.perron(matrix, torch.ones(4, dtype=torch.float64))
     with pytest.raises(DomainError, match="strictly positive"):
         sd.perron(matrix, torch.zeros(3, dtype=torch.float64))
+
+
+def test_the_callers_matrix_stays_as_it_is():
+    matrix = directed(50)
+    matrix.data[::3] = 0.0
+    matrix.data[1] = 1e300
+    kept = matrix.copy()
+    sd.perron(matrix, side="both")
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(matrix, part), getattr(kept, part))
+    tensor = torch.from_numpy(matrix.toarray())
+    sd.perron(tensor)
+    np.testing.assert_array_equal(tensor, kept.toarray())
