@@ -93,10 +93,10 @@ def _summary(file: Path, side: str, result: PerronResult) -> dict[str, Any]:
     return {
         "file": str(file),
         "side": side,
-        "eigenvalue": float(result.eigenvalue),
+        "eigenvalue": float(result.eigenvalue) if bool(result.eigenvalue.isfinite()) else None,
         "lower": float(result.lower),
-        "upper": float(result.upper),
-        "relative_width": float(result.width),
+        "upper": float(result.upper) if bool(result.upper.isfinite()) else None,
+        "relative_width": float(result.width) if bool(result.width.isfinite()) else None,
         "status": Status(int(result.status)).name,
         "products": result.evaluations,
         "method": result.method,
@@ -113,8 +113,8 @@ def _show(console: Console, result: PerronResult, summary: dict[str, Any], named
         kind = "irreducible, primitive" if summary["period"] == 1 else f"irreducible, of period {summary['period']}"
     _say(console, kind)
     good = int(result.status) <= Status.ROUNDING_FLOOR
-    text = f"{summary['lower']!r} <= spectral radius <= {summary['upper']!r}"
-    _say(console, f"{text}, guaranteed (relative width {summary['relative_width']:.2g})", "bold green" if good else "")
+    text = f"{float(result.lower)!r} <= spectral radius <= {float(result.upper)!r}"
+    _say(console, f"{text}, guaranteed (relative width {float(result.width):.2g})", "bold green" if good else "")
     _say(console, f"{summary['status']}: {result.messages[0]} {summary['products']} products")
     x = result.eigenvector
     top = x.topk(min(_SHOWN, len(x))).indices.tolist()

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..certificates.verified import gamma
 from ..solvers.krylov import gmres
 
-__all__ = ["EigenMap", "Jacobian", "Product", "bracket", "choose", "columns", "normalised"]
+__all__ = ["TINY", "EigenMap", "Jacobian", "Product", "bracket", "choose", "columns", "normalised"]
 
-_TINY = 2.0**-1000  # a product below it may lose digits to underflow
+TINY = 2.0**-1000  # a product below it may lose digits to underflow
 _ULP = 2.0**-1074
 _DENSE = 2000  # entries up to which a shifted system is solved by a dense factorisation
 _KRYLOV = 60
@@ -129,7 +129,7 @@ def bracket(map_: EigenMap, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     k = (map_.roundings or 0) + (4 if map_.norm is None else map_.entries + 50)
     outward = 1 + 2 * gamma(k)
     # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
-    tiny = map_.smallest * z.amin(dim=1) < _TINY
+    tiny = map_.smallest * z.amin(dim=1) < TINY
     low = high = image / z
     if bool(tiny.any()):
         lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import DomainError, ShapeError
+from ..errors import DomainError, OptionError, ShapeError
 from .base import EigenMap, Jacobian, Product, columns
 from .birkhoff import birkhoff_ratio
 
@@ -66,8 +66,8 @@ class Piece(ABC):
 
 
 @dataclass(frozen=True)
-class Matrix(Piece):
-    """`z -> A z` for a nonnegative `A (M, N)` without zero rows."""
+class _OfMatrix(Piece):
+    """What the pieces made of a nonnegative matrix `A (M, N)` without zero rows share."""
 
     matrix: Tensor
     degree: float = 1.0
@@ -75,6 +75,25 @@ class Matrix(Piece):
     @property
     def inputs(self) -> int:  # type: ignore[override]
         return self.matrix.shape[-1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
+        return replace(self, matrix=tensors[0])
+
+    @property
+    def defect(self) -> str:
+        values = self.matrix.detach()
+        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+            return "a matrix must have nonnegative finite entries"
+        return "" if bool((values > 0).any(dim=-1).all()) else "a matrix has a zero row, so its image is not positive"
+
+
+@dataclass(frozen=True)
+class Matrix(_OfMatrix):
+    """`z -> A z` for a nonnegative `A (M, N)` without zero rows."""
 
     def rate(self) -> float:
         return float(birkhoff_ratio(self.matrix.detach().to(torch.float64)[None])[0])
@@ -88,16 +107,22 @@ class Matrix(Piece):
     def roundings(self, before: int) -> int:
         return before + self.matrix.shape[1]
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.matrix,)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Matrix:
-        return replace(self, matrix=tensors[0])
+@dataclass(frozen=True)
+class Largest(_OfMatrix):
+    """`z -> max_j a_ij z_j` for a nonnegative `A (M, N)` without zero rows; in logarithms, a max-plus map."""
 
-    @property
-    def defect(self) -> str:
-        return _defect(self.matrix)
+    def __call__(self, z: Tensor) -> Tensor:
+        return (self.matrix.to(z.dtype) * z[..., None, :]).amax(dim=-1)
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        matrix = self.matrix.to(z.dtype)
+        terms = matrix * z[..., None, :]
+        first = torch.nn.functional.one_hot(terms.argmax(dim=-1), terms.shape[-1]).to(z.dtype) * matrix
+        return Jacobian(lambda v: (first @ v[..., None])[..., 0], lambda u: (u[..., None, :] @ first)[..., 0, :])
+
+    def roundings(self, before: int) -> int:
+        return before + 1
 
 
 @dataclass(frozen=True)
@@ -128,48 +153,6 @@ class Powers(Piece):
     def defect(self) -> str:
         fine = self.power != 0 and math.isfinite(self.power)
         return "" if fine else f"a power must be finite and not 0, got {self.power!r}"
-
-
-@dataclass(frozen=True)
-class Largest(Piece):
-    """`z -> max_j a_ij z_j` for a nonnegative `A (M, N)` without zero rows; in logarithms, a max-plus map."""
-
-    matrix: Tensor
-    degree: float = 1.0
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        return self.matrix.shape[-1]
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return (self.matrix.to(z.dtype) * z[..., None, :]).amax(dim=-1)
-
-    def linearize(self, z: Tensor) -> Jacobian:
-        matrix = self.matrix.to(z.dtype)
-        terms = matrix * z[..., None, :]
-        first = torch.nn.functional.one_hot(terms.argmax(dim=-1), terms.shape[-1]).to(z.dtype) * matrix
-        return Jacobian(lambda v: (first @ v[..., None])[..., 0], lambda u: (u[..., None, :] @ first)[..., 0, :])
-
-    def roundings(self, before: int) -> int:
-        return before + 1
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.matrix,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Largest:
-        return replace(self, matrix=tensors[0])
-
-    @property
-    def defect(self) -> str:
-        return _defect(self.matrix)
-
-
-def _defect(matrix: Tensor) -> str:
-    values = matrix.detach()
-    if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
-        return "a matrix must have nonnegative finite entries"
-    return "" if bool((values > 0).any(dim=-1).all()) else "a matrix has a zero row, so its image is not positive"
 
 
 @dataclass(frozen=True)
@@ -318,8 +301,14 @@ def power_mean(weights: Tensor, p: float) -> Chain:
     """The map `z_i <- (sum_j w_ij z_j ** p) ** (1 / p)` for nonnegative weights `(N, N)`.
 
     `p = 1` is a matrix, `p = -1` the harmonic mean, `p = inf` the largest term, `max_j w_ij z_j`.
+
+    Raises:
+        OptionError: `p` is 0, minus infinity or NaN.
+        DomainError: a weight is negative or not finite, or a row has none.
     """
-    if math.isinf(p) and p > 0:
+    if p == 0 or math.isnan(p) or p == -math.inf:
+        raise OptionError(f"p must be a number other than 0, or inf, got {p!r}.")
+    if p == math.inf:
         return Chain((Largest(weights),))
     return Chain((Powers(p), Matrix(weights), Powers(1 / p))) if p != 1 else Chain((Matrix(weights),))
 
@@ -330,5 +319,11 @@ def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
     `z <- (A^T (A z) ** (p - 1)) ** (1 / (q - 1))`; with `normalize=q` the eigenvalue that `perron` reports is the norm
     of `A` from `q` to `p` (D. Boyd, Linear Algebra Appl. 9, 1974, doi:10.1016/0024-3795(74)90029-9;
     A. Gautier, F. Tudisco, SIAM J. Matrix Anal. Appl. 40, 2019, doi:10.1137/18M1165037).
+
+    Raises:
+        OptionError: not `1 < p <= q`, both finite.
+        DomainError: an entry is negative or not finite, or a row or column is zero.
     """
+    if not 1 < p <= q < math.inf:
+        raise OptionError(f"p and q must be finite with 1 < p <= q, got p={p!r} and q={q!r}.")
     return Chain((Matrix(matrix), Powers(p - 1), Matrix(matrix.mT), Powers(1 / (q - 1))), exponent=(q - 1) / p)

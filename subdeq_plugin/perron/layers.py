@@ -12,13 +12,12 @@ from torch import Tensor
 from ..degrees import POSITIVE
 from ..errors import DegreeError, DomainError, ShapeError
 from ..layers import BoundMap
-from .base import EigenMap, Jacobian, Product, columns
+from .base import TINY, EigenMap, Jacobian, Product, columns
 
 __all__ = ["FlatLayer", "LayerMap"]
 
 _FUNCTION = 33  # roundings that an activation and its shift may be wrong by,
 _POWER = 40  # and a power
-_TINY = 2.0**-1000
 _HOMOGENEOUS = ("relu", "leaky_relu")
 
 
@@ -95,7 +94,7 @@ class LayerMap(EigenMap):
 
     def __call__(self, z: Tensor) -> Tensor:
         # A root of what has lost its digits to underflow is wrong by more than underflow: there is no bracket.
-        lost = self.smallest * z.amin(dim=1) < _TINY
+        lost = self.smallest * z.amin(dim=1) < TINY
         return torch.where(lost[:, None], math.nan, self.flat(z))
 
     def tangent(self, z: Tensor) -> Product:

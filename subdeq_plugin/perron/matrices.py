@@ -12,13 +12,12 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from ..layers.sparse import csr_tensor
-from .base import EigenMap, Product
+from .base import TINY, EigenMap, Product
 from .birkhoff import birkhoff_ratio
 
 __all__ = ["DenseMatrix", "SparseMatrix", "from_scipy", "times_power"]
 
 _MODERATE = 2.0**200
-_ACCURATE = 2.0**-1000
 _SMALL = 128  # entries up to which NumPy multiplies batches on the CPU three times as fast as torch
 _LU = 600  # entries beyond which a sparse factorisation is tried
 
@@ -50,7 +49,7 @@ class DenseMatrix(EigenMap):
 
     def rate(self) -> Tensor:
         # Entries that have lost digits to underflow say nothing.
-        return torch.where(self.smallest > _ACCURATE, birkhoff_ratio(self.matrices), 1.0)
+        return torch.where(self.smallest > TINY, birkhoff_ratio(self.matrices), 1.0)
 
     def to_scipy(self, row: int) -> sp.csr_array:
         """The (scaled) matrix of one sample."""

@@ -32,13 +32,11 @@ class Classes:
     Attributes:
         vector: `(n,)`, a nonnegative eigenvector.
         lower, upper: bounds on the spectral radius.
-        basic: the classes that may have the spectral radius, as far as the bounds can tell them apart.
     """
 
     vector: np.ndarray
     lower: float
     upper: float
-    basic: tuple[int, ...]
 
 
 def solve_classes(pattern: Pattern, solve: BlockSolver) -> Classes:
@@ -69,8 +67,9 @@ def solve_classes(pattern: Pattern, solve: BlockSolver) -> Classes:
             pair = solve(blocks[indices][:, indices])
         found[int(label)] = pair
         lower, upper = max(lower, pair[1]), max(upper, pair[2])
+    # Those that may have the spectral radius, as far as the bounds can tell them apart.
     basic = tuple(sorted(label for label, (_, _, high) in found.items() if high >= lower))
-    return Classes(_vector(pattern, order, starts, found, basic, upper), lower, upper, basic)
+    return Classes(_vector(pattern, order, starts, found, basic, upper), lower, upper)
 
 
 def _vector(

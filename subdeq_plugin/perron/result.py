@@ -106,8 +106,9 @@ class PerronResult:
 
     @property
     def width(self) -> Tensor:
-        """`(...)`, of the bracket, relative to its upper end."""
-        return torch.where(self.upper > 0, (self.upper - self.lower) / self.upper, 0.0)
+        """`(...)`, of the bracket, relative to its upper end; infinite where there is no upper bound."""
+        relative = torch.where(self.upper > 0, (self.upper - self.lower) / self.upper, 0.0)
+        return torch.where(self.upper.isfinite(), relative, torch.inf)
 
     @property
     def converged(self) -> bool:

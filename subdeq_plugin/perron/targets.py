@@ -186,6 +186,8 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
         raise ShapeError("a layer has eigenvectors for a fixed input only: pass layer.bind(x).")
     if callable(target) and not isinstance(target, Tensor):
         return _function(target, start)
+    if isinstance(target, np.ndarray | sp.sparray | sp.spmatrix) and target.dtype.kind == "c":
+        raise DomainError(f"target must be real and nonnegative, got dtype {target.dtype}; pass its absolute values.")
     if sp.issparse(target):
         return _read_scipy(target)
     if isinstance(target, np.ndarray):

@@ -57,6 +57,15 @@ def test_bounds_that_are_not_close_give_exit_code_1(tmp_path):
     assert "raise max_iter" in output
 
 
+def test_a_radius_beyond_the_range_of_a_double(tmp_path):
+    np.save(tmp_path / "huge.npy", np.full((4, 4), 1e308))
+    output = run(tmp_path / "huge.npy", "--json", tmp_path / "huge.json")
+    assert "spectral radius <= inf" in output
+    summary = json.loads((tmp_path / "huge.json").read_text())
+    assert summary["upper"] is None
+    assert summary["lower"] > 1e308
+
+
 def test_errors(tmp_path):
     np.save(tmp_path / "negative.npy", -np.ones((2, 2)))
     np.save(tmp_path / "fine.npy", np.ones((2, 2)))

@@ -104,6 +104,12 @@ def test_what_the_theory_does_not_cover_is_refused():
         Chain((Matrix(a * torch.tensor([[1.0], [0.0], [1.0]])),))
     with pytest.raises(DomainError, match="not 0"):
         Chain((Matrix(a), Powers(0.0)))
+    for p in (0, -math.inf, math.nan):
+        with pytest.raises(OptionError, match="other than 0"):
+            power_mean(a, p)
+    for p, q in ((1, 2), (3, 2), (2, math.inf)):
+        with pytest.raises(OptionError, match="1 < p <= q"):
+            p_norms(a, p, q)
     with pytest.raises(ShapeError, match="do not fit"):
         sd.perron(Chain((Matrix(random(3, 4)), Matrix(random(3, 4)))))
     with pytest.raises(ShapeError, match="must return as many"):

@@ -210,6 +210,8 @@ class TestLayers:
         (torch.full((2, 2), torch.inf), DomainError, "nonnegative finite entries"),
         (sp.csr_array(-np.eye(2)), DomainError, "nonnegative finite entries"),
         (sp.csr_array(np.ones((2, 3))), ShapeError, "square"),
+        (sp.csr_array(np.eye(2) * 1j), DomainError, "must be real"),
+        (np.eye(2) * 1j, DomainError, "must be real"),
         ("a word", ShapeError, "target must be"),
     ],
 )
