@@ -103,12 +103,16 @@ def _summary(file: Path, side: str, result: PerronResult) -> dict[str, Any]:
         "classes": pattern.classes,
         "irreducible": pattern.irreducible,
         "period": pattern.period,
+        "multiplicity": int(result.multiplicity),
+        "index": int(result.index),
     }
 
 
 def _show(console: Console, result: PerronResult, summary: dict[str, Any], named: NamedMatrix) -> None:
     if not summary["irreducible"]:
         kind = f"reducible, {summary['classes']} classes: the eigenvector need not be positive or unique"
+        if summary["index"] > 1:
+            kind += f"; defective, {summary['multiplicity']} classes have this radius, {summary['index']} in a row"
     else:
         kind = "irreducible, primitive" if summary["period"] == 1 else f"irreducible, of period {summary['period']}"
     _say(console, kind)

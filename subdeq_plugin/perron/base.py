@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..certificates.verified import gamma
 from ..solvers.krylov import gmres
+from .blocks import Blocks
 
-__all__ = ["TINY", "EigenMap", "Jacobian", "Product", "bracket", "choose", "columns", "normalised"]
+__all__ = ["TINY", "EigenMap", "Jacobian", "Product", "choose", "columns"]
 
 TINY = 2.0**-1000  # a product below it may lose digits to underflow
 _ULP = 2.0**-1074
@@ -54,18 +55,28 @@ class EigenMap(ABC):
         entries: `N`, of one vector.
         roundings: upper bound on the number of rounded operations behind an entry of `F(z)`, one after another, all on
             nonnegative numbers; None where it is not known, and brackets then hold up to rounding only.
+        bracketed: whether a vector brackets the eigenvalue; if not, quotients of a vector only tell whether it is one.
+        curvature: `c`, where its elasticities `J_ij z_j / F_i` are nonnegative and change by a factor of at most
+            `exp(c r)` if logarithms change by at most `r`; infinite where none is known.
         smallest: `(B,)`, a lower bound on the nonzero coefficients, none of which exceeds `2**400`.
         floor: of the largest entry of a vector, what its other entries are raised to.
         epsilon: of the arithmetic in which the map is evaluated.
     """
 
     norm: float | None = None
+    bracketed: bool = True
+    curvature: float = math.inf
     floor: float = 2.0**-600
     epsilon: float = 2.0**-52
     samples: int
     entries: int
     roundings: int | None
     smallest: Tensor
+
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks of a vector that have eigenvalues of their own; one for most maps."""
+        return Blocks((self.entries,))
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
@@ -75,9 +86,43 @@ class EigenMap(ABC):
     def tangent(self, z: Tensor) -> Product:
         """The derivative at `z (B, N)`: its product with tangents `(B, N)`."""
 
+    def normalised(self, z: Tensor) -> Tensor:
+        """Rows `(B, N)` with largest entry 1, or of norm 1 where the map has one; a row of zeros or with NaN stays.
+
+        Entries below the map's floor are raised to it, so that the vectors are positive.
+        """
+        largest = z.amax(dim=1, keepdim=True)
+        usable = (largest > 0) & largest.isfinite()
+        raised = (z / torch.where(usable, largest, 1.0)).clamp_(min=self.floor)
+        if self.norm is not None:
+            raised = raised / torch.linalg.vector_norm(raised, ord=self.norm, dim=1, keepdim=True)
+        return choose(usable[:, 0], raised, z)
+
+    def bracket(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds `(B,)` on the eigenvalues from normalised positive `z (B, N)` and the computed `F(z)`.
+
+        Rounded outwards: with `k` roundings an entry of the image is off by a factor between `1 / (1 + gamma_k)` and
+        `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm is 1 up to rounding only; a
+        factor `c` off, it costs the bounds as much.
+        """
+        k = (self.roundings or 0) + (4 if self.norm is None else self.entries + 50)
+        outward = 1 + 2 * gamma(k)
+        # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
+        tiny = self.smallest * z.amin(dim=1) < TINY
+        low = high = image / z
+        if bool(tiny.any()):
+            lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]
+            low, high = (image - lost).clamp_min(0.0) / z, (image + lost) / z
+        lower, upper = low.amin(dim=1) / outward, high.amax(dim=1) * outward
+        return torch.where(lower.isfinite(), lower, 0.0), torch.where(upper.isnan(), math.inf, upper)
+
     def rate(self) -> Tensor:
         """Proven factors `(B,)` by which `F` contracts Hilbert's metric; 1 where none below 1 is known."""
         return torch.ones_like(self.smallest)
+
+    def sample(self, row: int) -> EigenMap | None:
+        """The map of one sample; None where it cannot be taken apart."""
+        return self if self.samples == 1 else None
 
     def jacobian(self, z: Tensor) -> Tensor:
         """The derivative at `z (B, N)` as matrices `(B, N, N)`."""
@@ -99,40 +144,8 @@ class EigenMap(ABC):
         return torch.where((info == 0)[:, None], z * solution, math.nan)
 
 
-def normalised(map_: EigenMap, z: Tensor) -> Tensor:
-    """Rows `(B, N)` with largest entry 1, or of norm 1 where the map has one; a row of zeros or with NaN stays.
-
-    Entries below the map's floor are raised to it, so that the vectors are positive.
-    """
-    largest = z.amax(dim=1, keepdim=True)
-    usable = (largest > 0) & largest.isfinite()
-    raised = (z / torch.where(usable, largest, 1.0)).clamp_(min=map_.floor)
-    if map_.norm is not None:
-        raised = raised / torch.linalg.vector_norm(raised, ord=map_.norm, dim=1, keepdim=True)
-    return choose(usable[:, 0], raised, z)
-
-
 def choose(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Rows `(B, N)` of `first` where the condition `(B,)` holds, else of `second`; no copy where all are of one."""
     if bool(condition.all()):
         return first
     return torch.where(condition[:, None], first, second) if bool(condition.any()) else second
-
-
-def bracket(map_: EigenMap, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds `(B,)` on the eigenvalues from normalised positive `z (B, N)` and the computed `F(z)`.
-
-    Rounded outwards: with `k` roundings an entry of the image is off by a factor between `1 / (1 + gamma_k)` and
-    `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm is 1 up to rounding only; a factor
-    `c` off, it costs the bounds as much.
-    """
-    k = (map_.roundings or 0) + (4 if map_.norm is None else map_.entries + 50)
-    outward = 1 + 2 * gamma(k)
-    # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
-    tiny = map_.smallest * z.amin(dim=1) < TINY
-    low = high = image / z
-    if bool(tiny.any()):
-        lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]
-        low, high = (image - lost).clamp_min(0.0) / z, (image + lost) / z
-    lower, upper = low.amin(dim=1) / outward, high.amax(dim=1) * outward
-    return torch.where(lower.isfinite(), lower, 0.0), torch.where(upper.isnan(), math.inf, upper)

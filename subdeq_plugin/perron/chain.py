@@ -1,4 +1,4 @@
-"""Order-preserving homogeneous maps made of pieces: nonnegative matrices, entrywise powers, largest terms, tensors.
+"""Order-preserving homogeneous maps made of pieces.
 
 The degree of homogeneity of a composition is the product of the degrees of its pieces, and it preserves the order where
 an even number of pieces reverse it (P. Sittoni, F. Tudisco, ICML 2024, section 4, for the calculus of degrees).
@@ -7,215 +7,51 @@ an even number of pieces reverse it (P. Sittoni, F. Tudisco, ICML 2024, section 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import DomainError, OptionError, ShapeError
 from .base import EigenMap, Jacobian, Product, columns
-from .birkhoff import birkhoff_ratio
+from .pieces import Largest, Piece, Powers, matrix_piece
 
-__all__ = ["Chain", "ChainMap", "Largest", "Matrix", "Piece", "Powers", "p_norms", "power_mean"]
+__all__ = ["EXACT", "Chain", "ChainMap", "Composition", "p_norms", "power_mean"]
 
-_POW = 40  # roundings that a power may be wrong by
+C = TypeVar("C", bound="Composition")
 _SAFE = 2.0**900  # beyond it and below its inverse, relative errors are no longer bounded
-_EXACT = 2.0**-48  # a degree this close to 1 is 1 up to the rounding of its factors
-
-
-class Piece(ABC):
-    """One step of a chain, on `(..., N) -> (..., M)` positive vectors.
-
-    Attributes:
-        degree: of homogeneity, positive; `F(c z) = c ** degree F(z)`, or its reciprocal where `reverses`.
-        reverses: whether it reverses the order.
-        inputs: `N`; None where any number will do.
-    """
-
-    degree: float
-    inputs: int | None = None
-    reverses: bool = False
-
-    @abstractmethod
-    def __call__(self, z: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def linearize(self, z: Tensor) -> Jacobian: ...
-
-    def rate(self) -> float:
-        """A proven factor by which it changes Hilbert distances, at most."""
-        return self.degree
-
-    @abstractmethod
-    def roundings(self, before: int) -> int:
-        """The roundings behind an entry of the result where `before` are behind those of the argument."""
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return ()
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
-        return self
-
-    @property
-    @abstractmethod
-    def defect(self) -> str:
-        """Why this is no map of positive vectors; empty where it is one."""
+EXACT = 2.0**-48  # a degree this close to 1 is 1 up to the rounding of its factors
 
 
 @dataclass(frozen=True)
-class _OfMatrix(Piece):
-    """What the pieces made of a nonnegative matrix `A (M, N)` without zero rows share."""
-
-    matrix: Tensor
-    degree: float = 1.0
-
-    @property
-    def inputs(self) -> int:  # type: ignore[override]
-        return self.matrix.shape[-1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.matrix,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
-        return replace(self, matrix=tensors[0])
-
-    @property
-    def defect(self) -> str:
-        values = self.matrix.detach()
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
-            return "a matrix must have nonnegative finite entries"
-        return "" if bool((values > 0).any(dim=-1).all()) else "a matrix has a zero row, so its image is not positive"
-
-
-@dataclass(frozen=True)
-class Matrix(_OfMatrix):
-    """`z -> A z` for a nonnegative `A (M, N)` without zero rows."""
-
-    def rate(self) -> float:
-        return float(birkhoff_ratio(self.matrix.detach().to(torch.float64)[None])[0])
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return z @ self.matrix.to(z.dtype).mT
-
-    def linearize(self, z: Tensor) -> Jacobian:
-        return Jacobian(self, lambda u: u @ self.matrix.to(u.dtype))
-
-    def roundings(self, before: int) -> int:
-        return before + self.matrix.shape[1]
-
-
-@dataclass(frozen=True)
-class Largest(_OfMatrix):
-    """`z -> max_j a_ij z_j` for a nonnegative `A (M, N)` without zero rows; in logarithms, a max-plus map."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return (self.matrix.to(z.dtype) * z[..., None, :]).amax(dim=-1)
-
-    def linearize(self, z: Tensor) -> Jacobian:
-        matrix = self.matrix.to(z.dtype)
-        terms = matrix * z[..., None, :]
-        first = torch.nn.functional.one_hot(terms.argmax(dim=-1), terms.shape[-1]).to(z.dtype) * matrix
-        return Jacobian(lambda v: (first @ v[..., None])[..., 0], lambda u: (u[..., None, :] @ first)[..., 0, :])
-
-    def roundings(self, before: int) -> int:
-        return before + 1
-
-
-@dataclass(frozen=True)
-class Powers(Piece):
-    """`z -> z ** p`, entrywise, for `p != 0`."""
-
-    power: float
-
-    @property
-    def degree(self) -> float:  # type: ignore[override]
-        return abs(self.power)
-
-    @property
-    def reverses(self) -> bool:  # type: ignore[override]
-        return self.power < 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return z**self.power
-
-    def linearize(self, z: Tensor) -> Jacobian:
-        slope = self.power * z ** (self.power - 1)
-        return Jacobian(lambda v: slope * v, lambda u: slope * u)
-
-    def roundings(self, before: int) -> int:
-        return math.ceil(abs(self.power) * before) + _POW
-
-    @property
-    def defect(self) -> str:
-        fine = self.power != 0 and math.isfinite(self.power)
-        return "" if fine else f"a power must be finite and not 0, got {self.power!r}"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A composition of pieces, the first one applied first: a map of positive vectors `(..., N)` to themselves.
-
-    Attributes:
-        pieces: each with a nonnegative matrix, or an entrywise power.
-        exponent: what `perron` reports is the eigenvalue to this power.
-
-    Raises:
-        DomainError: a piece is no map of positive vectors, the composition reverses the order, or its degree of
-            homogeneity exceeds 1.
-    """
+class Composition:
+    """Pieces, the first one applied first."""
 
     pieces: tuple[Piece, ...]
-    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         for piece in self.pieces:
             if piece.defect:
                 raise DomainError(f"{type(piece).__name__}: {piece.defect}.")
-        if sum(piece.reverses for piece in self.pieces) % 2:
-            raise DomainError("an odd number of negative powers reverses the order; the theory needs it preserved.")
-        if self.degree > 1 + _EXACT:
-            raise DomainError(
-                f"the map is homogeneous of degree {self.degree:g}, above 1: it may have several positive "
-                "eigenvectors, and nothing brackets its eigenvalue; lower the powers."
-            )
-
-    @property
-    def degree(self) -> float:
-        """The degree of homogeneity."""
-        return math.prod(piece.degree for piece in self.pieces)
-
-    @property
-    def entries(self) -> int:
-        """`N`, as the first piece that says it has it.
-
-        Raises:
-            ShapeError: none does.
-        """
-        for piece in self.pieces:
-            if piece.inputs is not None:
-                return piece.inputs
-        raise ShapeError("a chain of powers alone does not say how many entries its vectors have; add a Matrix.")
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The matrices, to which gradients flow."""
         return tuple(tensor for piece in self.pieces for tensor in piece.tensors)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Chain:
+    def with_tensors(self: C, tensors: Sequence[Tensor]) -> C:
         """The same map with other matrices; they are not checked."""
         rest, pieces = list(tensors), []
         for piece in self.pieces:
             count = len(piece.tensors)
             pieces.append(piece.with_tensors(rest[:count]))
             del rest[:count]
-        chain = object.__new__(Chain)
-        object.__setattr__(chain, "pieces", tuple(pieces))
-        object.__setattr__(chain, "exponent", self.exponent)
-        return chain
+        other = copy(self)
+        object.__setattr__(other, "pieces", tuple(pieces))
+        return other
 
     def __call__(self, z: Tensor) -> Tensor:
         """`F(z)` for positive `z (..., N)`."""
@@ -246,6 +82,75 @@ class Chain:
         """The derivative at `z` as matrices `(..., N, N)`."""
         return columns(self.linearize(z).jvp, z)
 
+    @property
+    def curvature(self) -> float:
+        """`c`, where its elasticities change by a factor of at most `exp(c r)` if logarithms change by `r`."""
+        total, reach = 0.0, 1.0
+        for piece in self.pieces:
+            total += piece.curvature * reach
+            reach *= float(piece.degrees.sum(dim=1).max())
+        return total * (1 + 2.0**-40)
+
+    def roundings(self) -> int:
+        """Upper bound on the roundings behind an entry of its values."""
+        count = 4
+        for piece in self.pieces:
+            count = piece.roundings(count)
+        return count
+
+    def guarded(self, z: Tensor) -> Tensor:
+        """`F(z)` for `z (B, N)`; NaN where powers leave the range in which rounding errors are relative ones."""
+        inside = torch.ones_like(z[:, 0], dtype=torch.bool)
+        for piece in self.pieces:
+            z = piece(z)
+            inside &= (z.amax(dim=1) < _SAFE) & (z.amin(dim=1) > 1 / _SAFE)
+        return torch.where(inside[:, None], z, math.nan)
+
+
+@dataclass(frozen=True)
+class Chain(Composition):
+    """A composition of pieces, the first one applied first: a map of positive vectors `(..., N)` to themselves.
+
+    Attributes:
+        pieces: each with a nonnegative matrix, or an entrywise power.
+        exponent: what `perron` reports is the eigenvalue to this power.
+
+    Raises:
+        DomainError: a piece is no map of positive vectors, the composition reverses the order, or its degree of
+            homogeneity exceeds 1.
+    """
+
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(len(piece.degrees) > 1 for piece in self.pieces):
+            raise DomainError("a piece works on several vectors at once; use Multihomogeneous instead of Chain.")
+        if sum(piece.reverses for piece in self.pieces) % 2:
+            raise DomainError("an odd number of negative powers reverses the order; the theory needs it preserved.")
+        if self.degree > 1 + EXACT:
+            raise DomainError(
+                f"the map is homogeneous of degree {self.degree:g}, above 1: it may have several positive "
+                "eigenvectors, and nothing brackets its eigenvalue; lower the powers."
+            )
+
+    @property
+    def degree(self) -> float:
+        """The degree of homogeneity."""
+        return math.prod(piece.degree for piece in self.pieces)
+
+    @property
+    def entries(self) -> int:
+        """`N`, as the first piece that says it has it.
+
+        Raises:
+            ShapeError: none does.
+        """
+        for piece in self.pieces:
+            if piece.inputs is not None:
+                return piece.inputs
+        raise ShapeError("a chain of powers alone does not say how many entries its vectors have; add a Matrix.")
+
 
 @dataclass(frozen=True)
 class ChainMap(EigenMap):
@@ -257,19 +162,19 @@ class ChainMap(EigenMap):
     roundings: int
     norm: float | None
     floor: float
+    curvature: float
     samples: int = 1
 
     @classmethod
     def of(cls, chain: Chain, entries: int, device: torch.device, norm: float) -> ChainMap:
         """With vectors of that norm where the chain is not homogeneous of degree 1."""
         fixed = chain.with_tensors([tensor.detach().to(torch.float64) for tensor in chain.tensors])
-        count = 4
+        count = fixed.roundings()
         steepest = degree = 1.0
         for piece in fixed.pieces:
-            count = piece.roundings(count)
             degree *= piece.degree
             steepest = max(steepest, degree)
-        homogeneous = abs(degree - 1) <= _EXACT
+        homogeneous = abs(degree - 1) <= EXACT
         if homogeneous:  # what the deviation makes of vectors up to 2**600 apart
             count += math.ceil(abs(degree - 1) * 2.0**53 * 420)
         return cls(
@@ -279,15 +184,11 @@ class ChainMap(EigenMap):
             count,
             None if homogeneous else norm,
             2.0 ** -math.floor(600 / steepest),
+            fixed.curvature,
         )
 
     def __call__(self, z: Tensor) -> Tensor:
-        inside = torch.ones_like(z[:, 0], dtype=torch.bool)
-        for piece in self.chain.pieces:
-            z = piece(z)
-            inside &= (z.amax(dim=1) < _SAFE) & (z.amin(dim=1) > 1 / _SAFE)
-        # Where powers leave the range in which rounding errors are relative ones, there is no bracket.
-        return torch.where(inside[:, None], z, math.nan)
+        return self.chain.guarded(z)
 
     def tangent(self, z: Tensor) -> Product:
         return self.chain.linearize(z).jvp
@@ -310,7 +211,8 @@ def power_mean(weights: Tensor, p: float) -> Chain:
         raise OptionError(f"p must be a number other than 0, or inf, got {p!r}.")
     if p == math.inf:
         return Chain((Largest(weights),))
-    return Chain((Powers(p), Matrix(weights), Powers(1 / p))) if p != 1 else Chain((Matrix(weights),))
+    piece = matrix_piece(weights)
+    return Chain((Powers(p), piece, Powers(1 / p))) if p != 1 else Chain((piece,))
 
 
 def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
@@ -318,7 +220,7 @@ def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
 
     `z <- (A^T (A z) ** (p - 1)) ** (1 / (q - 1))`; with `normalize=q` the eigenvalue that `perron` reports is the norm
     of `A` from `q` to `p` (D. Boyd, Linear Algebra Appl. 9, 1974, doi:10.1016/0024-3795(74)90029-9;
-    A. Gautier, F. Tudisco, SIAM J. Matrix Anal. Appl. 40, 2019, doi:10.1137/18M1165037).
+    A. Gautier, F. Tudisco, M. Hein, SIAM J. Matrix Anal. Appl. 40, 2019, doi:10.1137/18M1165037).
 
     Raises:
         OptionError: not `1 < p <= q`, both finite.
@@ -326,4 +228,5 @@ def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
     """
     if not 1 < p <= q < math.inf:
         raise OptionError(f"p and q must be finite with 1 < p <= q, got p={p!r} and q={q!r}.")
-    return Chain((Matrix(matrix), Powers(p - 1), Matrix(matrix.mT), Powers(1 / (q - 1))), exponent=(q - 1) / p)
+    piece = matrix_piece(matrix)
+    return Chain((piece, Powers(p - 1), piece.transposed(), Powers(1 / (q - 1))), exponent=(q - 1) / p)

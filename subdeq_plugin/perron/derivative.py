@@ -7,7 +7,6 @@ bordered one of J. Magnus (Econometric Theory 1, 1985, doi:10.1017/S026646660001
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -21,8 +20,9 @@ from ..errors import ConvergenceError
 from ..result import Solution, Status
 from ..solvers import AdjointMap, FixedPointMap, Gmres, Problem, Solver, Stop
 from .base import Jacobian, columns
+from .blocks import Blocks
 
-__all__ = ["Parametrised", "attach", "attach_function", "size"]
+__all__ = ["Parametrised", "attach", "attach_function"]
 
 _DENSE = 2000  # entries up to which the adjoint equation is solved as a dense system
 _ACCURATE = 1e-6  # relative residual of a solution
@@ -46,10 +46,11 @@ class Parametrised(Protocol):
 
 @dataclass(frozen=True)
 class _Normalised:
-    """`G(z) = F(z) / |F(z)|` with a p-norm."""
+    """`G(z) = F(z) / |F(z)|` with a p-norm, block by block."""
 
     map_: Parametrised
     p: float
+    blocks: Blocks
     sample_dims: ClassVar[int] = 1
 
     @property
@@ -57,45 +58,40 @@ class _Normalised:
         return self.map_.tensors
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> _Normalised:
-        return _Normalised(self.map_.with_tensors(tensors), self.p)
+        return _Normalised(self.map_.with_tensors(tensors), self.p, self.blocks)
 
     def __call__(self, z: Tensor) -> Tensor:
         image = self.map_(z)
-        return image / size(image, self.p)
+        return image / self.blocks.spread(self.blocks.norms(image, self.p))
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`G(z)`, the norm of `F(z)` and the gradient of the norm there."""
+        """`G(z)`, the norms of `F(z)` and their gradients there, for every entry those of its block."""
         image = self.map_(z)
-        norm = size(image, self.p)
+        norm = self.blocks.spread(self.blocks.norms(image, self.p))
         value = image / norm
-        if math.isfinite(self.p):
-            weight = value ** (self.p - 1)
-        else:
-            weight = torch.nn.functional.one_hot(value.argmax(dim=-1), value.shape[-1]).to(value.dtype)
-        return value, norm, weight
+        return value, norm, self.blocks.gradient(value, self.p)
 
     def linearize(self, z: Tensor) -> Jacobian:
         value, norm, weight = self._parts(z)
         inner = self.map_.linearize(z)
 
+        def total(terms: Tensor) -> Tensor:
+            return self.blocks.spread(self.blocks.sums(terms))
+
         def jvp(v: Tensor) -> Tensor:
             tangent = inner.jvp(v)
-            return (tangent - value * (weight * tangent).sum(dim=-1, keepdim=True)) / norm
+            return (tangent - value * total(weight * tangent)) / norm
 
         def vjp(u: Tensor) -> Tensor:
-            return inner.vjp((u - weight * (value * u).sum(dim=-1, keepdim=True)) / norm)
+            return inner.vjp((u - weight * total(value * u)) / norm)
 
         return Jacobian(jvp, vjp)
 
     def jacobian(self, z: Tensor) -> Tensor:
         value, norm, weight = self._parts(z)
         inner = self.map_.jacobian(z)
-        return (inner - value[..., :, None] * (weight[..., None, :] @ inner)) / norm[..., None]
-
-
-def size(z: Tensor, p: float) -> Tensor:
-    """The p-norm of every vector of `(..., N)`, `(..., 1)`."""
-    return torch.linalg.vector_norm(z, ord=p, dim=-1, keepdim=True)
+        totals = self.blocks.spread(self.blocks.sums((weight[..., :, None] * inner).mT)).mT
+        return (inner - value[..., :, None] * totals) / norm[..., None]
 
 
 @dataclass(frozen=True)
@@ -130,8 +126,8 @@ def _transposed_jacobian(equation: AdjointMap) -> Tensor:
     return columns(equation.linearize(equation.g).jvp, equation.g)
 
 
-def attach(map_: Parametrised, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """The eigenvalue `(...)` and the eigenvector `x (..., N)`, of p-norm 1, connected to the tensors of `map_`.
+def attach(map_: Parametrised, x: Tensor, p: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """The eigenvalues `(..., d)` and the vector `x (..., N)`, of p-norm 1 per block, connected to the map's tensors.
 
     Gradients are those of a simple eigenvalue.
 
@@ -140,21 +136,24 @@ def attach(map_: Parametrised, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """
     solver: Solver = _Direct() if x.shape[-1] <= _DENSE else Gmres(linear_rtol=1e-10, krylov_dim=60)
     adjoint = Adjoint(solver, Stop(tol=1e-10, max_iter=200), report=_require_solved)
-    vector = fixed_point(_Normalised(map_, p), x, adjoint)
-    return size(map_(vector), p)[..., 0], vector
+    vector = fixed_point(_Normalised(map_, p, blocks), x, adjoint)
+    return blocks.norms(map_(vector), p), vector
 
 
 def attach_function(function: Callable[[Tensor], Tensor], x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """As `attach`, for a callable on `(B, ...)` whose tensors are not known: first derivatives only."""
+    """As `attach`, with one block, for a callable on `(B, ...)` whose tensors are not known: first derivatives only."""
 
     def normalised(z: Tensor) -> Tensor:
         image = function(z)
-        return image / size(image.flatten(1), p).reshape(-1, *[1] * (z.dim() - 1))
+        return image / norm(image).reshape(-1, *[1] * (z.dim() - 1))
+
+    def norm(image: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(image.flatten(1), ord=p, dim=1, keepdim=True)
 
     solver = Gmres(linear_rtol=1e-2 * torch.finfo(x.dtype).eps ** 0.5, krylov_dim=60)
     adjoint = Adjoint(solver, Stop(tol=torch.finfo(x.dtype).eps ** 0.6, max_iter=200), report=_require_solved)
     vector = attach_fixed_point(normalised, x, adjoint)
-    return size(function(vector).flatten(1), p)[:, 0], vector
+    return norm(function(vector)), vector
 
 
 def _require_solved(solution: Solution) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..certificates.verified import gamma
 from ..errors import DomainError
 from ..result import Status
-from .base import EigenMap, bracket, choose, normalised
+from .base import EigenMap, choose
 
 __all__ = ["Found", "Goal", "Step", "iterate"]
 
@@ -93,7 +93,7 @@ def iterate(
     Raises:
         DomainError: a lower bound exceeds an upper one, so the map is not what an `EigenMap` promises.
     """
-    z = best = normalised(map_, start)
+    z = best = map_.normalised(start)
     samples = z.shape[0]
     lower, upper = z.new_zeros(samples), z.new_full((samples,), torch.inf)
     width = z.new_full((samples,), torch.inf)
@@ -106,9 +106,10 @@ def iterate(
     while evaluations < (goal.max_iter if max_iter is None else min(max_iter, goal.max_iter)):
         evaluations += 1
         image = map_(z)
-        low, high = bracket(map_, z, image)
-        lower = torch.where(active, torch.maximum(lower, low), lower)
-        upper = torch.where(active, torch.minimum(upper, high), upper)
+        low, high = map_.bracket(z, image)
+        if map_.bracketed:
+            lower = torch.where(active, torch.maximum(lower, low), lower)
+            upper = torch.where(active, torch.minimum(upper, high), upper)
         history.append(torch.stack([lower, upper], dim=1))
         _require_order(lower, upper, map_)
         if goal.progress is not None:
@@ -127,7 +128,7 @@ def iterate(
         active = active & ~(done | settled | broken)
         if not bool(active.any()):
             break
-        following = normalised(map_, step(map_, z, image, low, high))
+        following = map_.normalised(step(map_, z, image, low, high))
         usable = active & (following.amin(dim=1) > 0) & (following.amax(dim=1) < torch.inf)
         z = choose(usable, following, z)
     return Found(best, lower, upper, width, status, iterations, evaluations, history)

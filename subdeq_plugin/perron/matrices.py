@@ -31,6 +31,7 @@ class DenseMatrix(EigenMap):
     samples: int
     entries: int
     roundings: int
+    curvature: float = 2.0
 
     @classmethod
     def of(cls, matrices: Tensor) -> tuple[DenseMatrix, Tensor]:
@@ -59,6 +60,9 @@ class DenseMatrix(EigenMap):
         """The matrices with the indices `which (K,)`."""
         return DenseMatrix(self.matrices[which], self.smallest[which], len(which), self.entries, self.roundings)
 
+    def sample(self, row: int) -> DenseMatrix:
+        return self.rows(torch.tensor([row], device=self.matrices.device))
+
     def jacobian(self, z: Tensor) -> Tensor:
         return self.matrices
 
@@ -78,6 +82,7 @@ class SparseMatrix(EigenMap):
     samples: int
     entries: int
     roundings: int
+    curvature: float = 2.0
 
     @classmethod
     def of(cls, matrix: sp.csr_array, device: torch.device) -> tuple[SparseMatrix, Tensor]:

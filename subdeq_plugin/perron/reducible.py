@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import breadth_first_order
@@ -19,7 +20,7 @@ from scipy.sparse.linalg import splu
 
 from .structure import Pattern
 
-__all__ = ["Classes", "solve_classes"]
+__all__ = ["Classes", "longest_chain", "solve_classes"]
 
 # Of an irreducible block: vector, lower and upper bound.
 BlockSolver = Callable[[sp.csr_array], tuple[np.ndarray, float, float]]
@@ -32,11 +33,13 @@ class Classes:
     Attributes:
         vector: `(n,)`, a nonnegative eigenvector.
         lower, upper: bounds on the spectral radius.
+        basic: the classes that have it, as far as the bounds can tell.
     """
 
     vector: np.ndarray
     lower: float
     upper: float
+    basic: tuple[int, ...]
 
 
 def solve_classes(pattern: Pattern, solve: BlockSolver) -> Classes:
@@ -69,7 +72,28 @@ def solve_classes(pattern: Pattern, solve: BlockSolver) -> Classes:
         lower, upper = max(lower, pair[1]), max(upper, pair[2])
     # Those that may have the spectral radius, as far as the bounds can tell them apart.
     basic = tuple(sorted(label for label, (_, _, high) in found.items() if high >= lower))
-    return Classes(_vector(pattern, order, starts, found, basic, upper), lower, upper)
+    return Classes(_vector(pattern, order, starts, found, basic, upper), lower, upper, basic)
+
+
+def longest_chain(pattern: Pattern, basic: tuple[int, ...]) -> int:
+    """The largest number of basic classes, each with access to the next.
+
+    It is the index of the spectral radius, the size of its largest Jordan block (U. Rothblum, Linear Algebra Appl. 12,
+    1975, doi:10.1016/0024-3795(75)90050-6).
+    """
+    if len(basic) <= 1:
+        return len(basic)
+    entries = pattern.matrix.tocoo()
+    edges = np.stack([pattern.labels[entries.row], pattern.labels[entries.col]])
+    edges = np.unique(edges[:, edges[0] != edges[1]], axis=1)
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(pattern.classes))
+    graph.add_edges_from(edges.T.tolist())
+    counts, members = np.zeros(pattern.classes, dtype=np.int64), set(basic)
+    for label in nx.topological_sort(graph):
+        before = max((counts[other] for other in graph.predecessors(label)), default=0)
+        counts[label] = before + (label in members)
+    return int(counts.max())
 
 
 def _vector(

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from ..solvers import Anderson, Problem
-from .base import EigenMap, choose, normalised
+from .base import EigenMap, choose
+from .local import newton_update
 from .loop import Step
 
-__all__ = ["LogAnderson", "Noda", "Power"]
+__all__ = ["Dynamics", "LogAnderson", "Newton", "Noda", "Power"]
 
 
 class Power(Step):
     """`z <- F(z)`, or the mean of both where the bracket does not get narrower.
 
-    The mean is a step with `F + lambda I`, which has the same eigenvectors and is primitive where `F` is periodic.
+    The mean is a step with `F + c I`, which has the same eigenvectors and is primitive where `F` is periodic.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class Power(Step):
         self._spread = spread
         if not bool(self._lazy.any()):
             return image
-        return choose(self._lazy, image / high[:, None] + z, image)
+        return choose(self._lazy, map_.normalised(image) + z, image)
 
 
 class Noda(Step):
@@ -53,7 +54,44 @@ class Noda(Step):
         plain = self._power(map_, z, image, low, high)
         solved = map_.shifted_solve(z, high)
         good = (solved.isfinite() & (solved > 0)).all(dim=1)
-        return map_(normalised(map_, choose(good, solved, plain)))
+        return map_(map_.normalised(choose(good, solved, plain)))
+
+
+class Newton(Step):
+    """Newton's method for the bordered system in logarithms; power steps at first, and where it is singular."""
+
+    def __init__(self, warmup: int = 4) -> None:
+        self._warmup = warmup
+        self._power = Power()
+
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        plain = self._power(map_, z, image, low, high)
+        self._warmup -= 1
+        if self._warmup >= 0:
+            return plain
+        solved = newton_update(map_, z, image)
+        good = (solved.isfinite() & (solved > 0)).all(dim=1)
+        # Sums of positive terms restore digits that the factorisation loses.
+        return choose(good, map_(map_.normalised(choose(good, solved, plain))), plain)
+
+
+class Dynamics(Step):
+    """`z <- (z + v) / 2` where `v` is the Perron vector of the derivative `J(z)`.
+
+    For maps of degree above 1, whose powers need not converge; a discretisation of the system of A. Benson and
+    D. Gleich, SIAM J. Matrix Anal. Appl. 40, 2019, doi:10.1137/18M1229584. The vector `v` is approximated by some steps
+    of the shifted power method from `z`.
+    """
+
+    def __init__(self, inner: int = 20) -> None:
+        self._inner = inner
+
+    def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        product = map_.tangent(z)
+        v = map_.normalised(image)
+        for _ in range(self._inner):
+            v = map_.normalised(map_.normalised(product(v)) + v)
+        return (z + v) / 2
 
 
 class LogAnderson(Step):
@@ -64,7 +102,7 @@ class LogAnderson(Step):
         self._history: Any = None
 
     def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        w, fw = z.log(), normalised(map_, image).log()
+        w, fw = z.log(), map_.normalised(image).log()
         problem = Problem(map_, z.shape, z.shape[0])
         if self._history is None:
             self._history = self._method.start(problem, w)

@@ -17,11 +17,12 @@ from .._shapes import check_floating
 from ..errors import DomainError, OptionError, ShapeError
 from ..layers import BoundMap, SubhomLayer
 from .base import EigenMap, Jacobian
-from .chain import Chain, ChainMap
+from .chain import Chain, ChainMap, Composition
 from .derivative import Parametrised
 from .functions import FunctionMap, operator_function
 from .layers import FlatLayer, LayerMap
 from .matrices import DenseMatrix, SparseMatrix
+from .multi import Multihomogeneous, MultiMap
 from .structure import Pattern
 
 __all__ = ["Target", "read"]
@@ -48,6 +49,10 @@ class Target:
     parametrised: Parametrised | None
     sample: tuple[int, ...] = ()
     exponent: float = 1.0
+
+    def eigenvalue(self, factors: Tensor) -> Tensor:
+        """What is reported `(...)`, of the eigenvalues of the blocks `(..., d)`."""
+        return factors[..., 0]
 
     def submatrix(self, sample: int) -> sp.csr_array | None:
         """One of the matrices, without stored zeros; None where the map is no matrix whose entries are known."""
@@ -169,6 +174,15 @@ class Sparse(Target):
         return replace(self, map_=self.map_.transposed(), parametrised=flipped)
 
 
+@dataclass(frozen=True)
+class Multi(Target):
+    """A multi-homogeneous map."""
+
+    def eigenvalue(self, factors: Tensor) -> Tensor:
+        assert isinstance(self.map_, MultiMap)
+        return self.map_.combined(factors)[0]
+
+
 def read(target: object, p: float, start: Tensor | None = None) -> Target:
     """The eigenproblem of `target`, for vectors of p-norm 1 where that makes a difference, from `start`.
 
@@ -180,6 +194,8 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
         return _layer(target, p, start)
     if isinstance(target, Chain):
         return _composed(target, p)
+    if isinstance(target, Multihomogeneous):
+        return _blocks(target, p)
     if isinstance(target, LinearOperator):
         return _operator(target)
     if isinstance(target, SubhomLayer):
@@ -194,8 +210,8 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
         target = torch.from_numpy(np.ascontiguousarray(target, dtype=np.float64))
     if not isinstance(target, Tensor):
         raise ShapeError(
-            "target must be a matrix (tensor, array, SciPy sparse matrix or operator), a Chain, layer.bind(x), or a "
-            f"function of positive tensors, got {type(target).__name__}."
+            "target must be a matrix (tensor, array, SciPy sparse matrix or operator), a Chain, a Multihomogeneous, "
+            f"layer.bind(x), or a function of positive tensors, got {type(target).__name__}."
         )
     check_floating("target", target)
     if target.dim() < 2 or target.shape[-1] != target.shape[-2]:
@@ -213,17 +229,28 @@ def read(target: object, p: float, start: Tensor | None = None) -> Target:
 def _composed(chain: Chain, p: float) -> Target:
     entries = chain.entries
     tensors = chain.tensors
-    probe = torch.ones(entries, dtype=torch.float64, device=tensors[0].device)
+    _require_square(chain, entries)
+    device = tensors[0].device
+    map_ = ChainMap.of(chain, entries, device, p)
+    exponents = torch.zeros(1, dtype=torch.int32, device=device)
+    return Target(torch.Size(), tensors[0].dtype, map_, exponents, chain, exponent=chain.exponent)
+
+
+def _require_square(composition: Composition, entries: int) -> None:
+    probe = torch.ones(entries, dtype=torch.float64, device=composition.tensors[0].device)
     with torch.no_grad():
         try:
-            shape = chain(probe).shape
+            shape = composition(probe).shape
         except RuntimeError as error:
             raise ShapeError(f"the pieces of the chain do not fit together: {error}") from None
     if shape != probe.shape:
         raise ShapeError(f"the chain maps vectors of {entries} entries to {shape[-1]}; it must return as many.")
-    map_ = ChainMap.of(chain, entries, probe.device, p)
-    exponents = torch.zeros(1, dtype=torch.int32, device=probe.device)
-    return Target(torch.Size(), tensors[0].dtype, map_, exponents, chain, exponent=chain.exponent)
+
+
+def _blocks(function: Multihomogeneous, p: float) -> Target:
+    _require_square(function, sum(function.sizes))
+    exponents = torch.zeros(1, dtype=torch.int32, device=function.tensors[0].device)
+    return Multi(torch.Size(), function.tensors[0].dtype, MultiMap.of(function, p), exponents, function)
 
 
 def _layer(bound: BoundMap, p: float, start: Tensor | None) -> Target:

@@ -1,4 +1,4 @@
-"""H-eigenvectors of nonnegative tensors and hypergraphs, and node-edge centrality.
+"""H- and Z-eigenvectors of nonnegative tensors and hypergraphs, and node-edge centrality.
 
 An H-eigenpair of a tensor of order `m` is `T x^(m-1) = lambda x^[m-1]`, powers of a vector being taken entrywise
 (L. Qi, J. Symb. Comput. 40, 2005, doi:10.1016/j.jsc.2005.05.007). So `x` is an eigenvector of the homogeneous map
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from ..errors import DomainError, ShapeError
 from .base import Jacobian, Product
-from .chain import Chain, Matrix, Piece, Powers
+from .birkhoff import birkhoff_ratio
+from .chain import Chain
+from .multi import Multihomogeneous
+from .pieces import Piece, Powers, matrix_piece
 
-__all__ = ["Hyperedges", "TensorForm", "h_eigen", "node_edge"]
+__all__ = ["Hyperedges", "TensorForm", "by_autograd", "h_eigen", "node_edge", "z_eigen"]
 
 
-def _by_autograd(function: Product, z: Tensor) -> Jacobian:
+def by_autograd(function: Product, z: Tensor) -> Jacobian:
     """The derivative of a smooth function; tangents go through the derivative of the transposed product."""
 
     def vjp(u: Tensor) -> Tensor:
@@ -62,7 +65,12 @@ class TensorForm(Piece):
         return value.reshape(z.shape)
 
     def linearize(self, z: Tensor) -> Jacobian:
-        return _by_autograd(self, z)
+        return by_autograd(self, z)
+
+    def rate(self) -> float:
+        """One argument after another changes, and each by Birkhoff's ratio of the tensor as a matrix, at most."""
+        rows = self.tensor.detach().to(torch.float64).flatten(1)
+        return self.degree * float(birkhoff_ratio(rows[None])[0]) * (1 + 2.0**-40)
 
     def roundings(self, before: int) -> int:
         return (self.tensor.dim() - 1) * (before + self.tensor.shape[0])
@@ -138,7 +146,7 @@ class Hyperedges(Piece):
         return scale * torch.stack(parts, dim=-1)
 
     def linearize(self, z: Tensor) -> Jacobian:
-        return _by_autograd(self, z)
+        return by_autograd(self, z)
 
     def roundings(self, before: int) -> int:
         counts = torch.zeros(self.nodes, dtype=torch.int64)
@@ -189,11 +197,33 @@ def h_eigen(
         ShapeError: the tensor's dimensions differ, or an edge has fewer than two nodes, a node twice, or one too large.
         DomainError: an entry or weight is negative or not finite, or a node is in no edge.
     """
+    form = _form(target, nodes, weights)
+    return Chain((form, Powers(1 / form.degree)), exponent=form.degree)
+
+
+def z_eigen(
+    target: Tensor | Iterable[Sequence[int]], nodes: int | None = None, weights: Sequence[float] | None = None
+) -> Multihomogeneous:
+    """The map `T z^(m-1)`, whose eigenpairs `T x^(m-1) = lambda x` with `|x| = 1` are the Z-eigenpairs.
+
+    Those of Qi have 2-norm 1 (`normalize=2`); another norm scales the eigenvalue. There may be several positive ones.
+    That the pair found is the only one is proven where `rate` is below 1, which needs a tensor with entries of similar
+    size (A. Gautier, F. Tudisco, The contractivity of cone-preserving multilinear mappings, arXiv:1808.04180);
+    otherwise bounds are about a pair that is proven to be near the vector.
+
+    Args and errors as for `h_eigen`.
+    """
+    form = _form(target, nodes, weights)
+    return Multihomogeneous((form,), (form.inputs,))
+
+
+def _form(
+    target: Tensor | Iterable[Sequence[int]], nodes: int | None, weights: Sequence[float] | None
+) -> TensorForm | Hyperedges:
     if isinstance(target, Tensor):
         if target.dim() < 2 or len(set(target.shape)) != 1:
             raise ShapeError(f"target must have two or more dimensions of one size, got shape {tuple(target.shape)}.")
-        order = target.dim()
-        return Chain((TensorForm(target), Powers(1 / (order - 1))), exponent=order - 1)
+        return TensorForm(target)
     edges = [tuple(int(node) for node in edge) for edge in target]
     if not edges:
         raise ShapeError("target has no edges.")
@@ -206,13 +236,12 @@ def h_eigen(
         raise ShapeError(f"weights must have one entry for each of the {len(edges)} edges, got {len(values)}.")
     sizes = sorted({len(edge) for edge in edges})
     groups = [[index for index, edge in enumerate(edges) if len(edge) == size] for size in sizes]
-    piece = Hyperedges(
+    return Hyperedges(
         tuple(torch.tensor([edges[index] for index in group]) for group in groups),
         tuple(torch.tensor([values[index] for index in group], dtype=torch.float64) for group in groups),
         count,
         sizes[-1],
     )
-    return Chain((piece, Powers(1 / (sizes[-1] - 1))), exponent=sizes[-1] - 1)
 
 
 def node_edge(
@@ -234,8 +263,9 @@ def node_edge(
     """
     if incidence.dim() != 2:
         raise ShapeError(f"incidence must be a matrix (nodes, edges), got shape {tuple(incidence.shape)}.")
-    if not bool((incidence > 0).any(dim=0).all()):
+    piece = matrix_piece(incidence)
+    if piece.transposed().defect:
         raise DomainError("incidence has a zero column: an edge has no node; leave it out.")
-    to_nodes = (Powers(f), Matrix(incidence), Powers(g))
-    to_edges = (Powers(phi), Matrix(incidence.mT), Powers(psi))
+    to_nodes = (Powers(f), piece, Powers(g))
+    to_edges = (Powers(phi), piece.transposed(), Powers(psi))
     return Chain((*to_edges, *to_nodes)), Chain((*to_nodes, *to_edges))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import subdeq_plugin as sd
-from subdeq_plugin.perron import Chain, Largest, Matrix, Powers, p_norms, power_mean
+from subdeq_plugin.perron import Chain, Largest, Matrix, Powers, TensorForm, p_norms, power_mean
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,6 +44,15 @@ MAPS = {
     "roots": lambda a: Chain((Matrix(a), Powers(0.4))),
     "mixed": lambda a: Chain((Largest(a), Powers(0.5), Matrix(a))),
 }
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_tensors_contract_as_proven(order):
+    piece = TensorForm(random(*[4] * order))
+    for seed in range(200):
+        x, y = (random(1, 4, seed=2 * seed + k) ** 4 for k in (0, 1))
+        assert float(sd.hilbert(piece(x), piece(y))) <= piece.rate() * float(sd.hilbert(x, y)) * (1 + 1e-12)
+    assert piece.rate() < order - 1
 
 
 @pytest.mark.parametrize("name", MAPS)

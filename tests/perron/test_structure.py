@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 
 import subdeq_plugin as sd
+from subdeq_plugin.perron import power_mean
 from subdeq_plugin.perron.structure import Pattern
 
 
@@ -75,3 +76,40 @@ def test_a_long_chain_without_cycles():
     assert float(result.upper) == 0.0
     np.testing.assert_array_equal(matrix @ result.eigenvector.numpy(), 0)
     assert float(result.eigenvector.sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("matrix", "multiplicity", "index"),
+    [
+        ([[1.0, 1.0], [0.0, 1.0]], 2, 2),
+        ([[1.0, 0.0], [0.0, 1.0]], 2, 1),
+        ([[1.0, 1.0], [0.0, 2.0]], 1, 1),
+        ([[1.0, 2.0], [3.0, 4.0]], 1, 1),
+        # Two basic classes joined by one that is not; two chains of two into one class.
+        ([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 2.0]], 2, 2),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], 3, 2),
+        ([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], 3, 3),
+        # Cycles of one length and radius.
+        ([[0.0, 2.0, 1.0, 0.0], [0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 2.0, 0.0]], 2, 2),
+    ],
+)
+def test_defective_matrices_are_told(matrix, multiplicity, index):
+    a = np.array(matrix)
+    radius = np.abs(np.linalg.eigvals(a)).max()
+    n = len(a)
+    # The definition: ranks of powers of A - rho I.
+    ranks = [np.linalg.matrix_rank(np.linalg.matrix_power(a - radius * np.eye(n), k), tol=1e-6) for k in range(n + 2)]
+    assert n - ranks[-1] == multiplicity
+    assert next(k for k in range(n + 1) if ranks[k] == ranks[k + 1]) == index
+    for target in (torch.from_numpy(a), sp.csr_array(a)):
+        result = sd.perron(target)
+        assert int(result.multiplicity) == multiplicity
+        assert int(result.index) == index
+
+
+def test_multiplicities_of_batches_and_of_other_maps():
+    batch = torch.tensor([[[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    result = sd.perron(batch)
+    assert result.multiplicity.tolist() == [2, 2, 1]
+    assert result.index.tolist() == [2, 1, 1]
+    assert int(sd.perron(power_mean(torch.ones(2, 2), 2)).multiplicity) == 0

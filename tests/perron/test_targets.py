@@ -17,7 +17,7 @@ from subdeq_plugin.perron import Chain, Matrix
 from subdeq_plugin.result import Status
 from tests.perron.families import directed
 
-METHODS = ["auto", "power", "noda", "anderson", "krylov"]
+METHODS = ["auto", "power", "noda", "newton", "anderson", "krylov"]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

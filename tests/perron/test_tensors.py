@@ -37,7 +37,7 @@ EDGES = [(0, 1, 2), (1, 2, 3), (3, 4), (0, 4, 2, 1), (2, 4), (0, 3, 4)]
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-@pytest.mark.parametrize("method", ["auto", "power", "noda", "anderson"])
+@pytest.mark.parametrize("method", ["auto", "power", "noda", "newton", "anderson"])
 def test_an_h_eigenpair_of_a_tensor(order, method):
     tensor = random(*[5] * order)
     result = sd.perron(h_eigen(tensor), method=method)

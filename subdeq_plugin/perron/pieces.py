@@ -1,0 +1,301 @@
+"""What chains are made of: nonnegative matrices, entrywise powers, largest terms, geometric means."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .base import Jacobian
+from .birkhoff import birkhoff_ratio
+
+__all__ = ["Geometric", "Largest", "Matrix", "Piece", "Powers", "Sparse", "matrix_piece"]
+
+_POW = 40  # roundings that a power may be wrong by
+_EVEN = 2.0**-48  # by which degrees of rows may differ that are meant to be equal
+_LONGEST = 840  # binary digits between the logarithms of entries
+
+
+class Piece(ABC):
+    """One step of a chain, on `(..., N) -> (..., M)` positive vectors.
+
+    Attributes:
+        degree: of homogeneity, positive; `F(c z) = c ** degree F(z)`, or its reciprocal where `reverses`.
+        reverses: whether it reverses the order.
+        inputs: `N`; None where any number will do.
+    """
+
+    degree: float
+    inputs: int | None = None
+    reverses: bool = False
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def linearize(self, z: Tensor) -> Jacobian: ...
+
+    def rate(self) -> float:
+        """A proven factor by which it changes Hilbert distances, at most."""
+        return self.degree
+
+    @property
+    def degrees(self) -> Tensor:
+        """`(d, d)` float64: the degree in which every block of the result depends on every block of the argument."""
+        return torch.tensor([[self.degree]], dtype=torch.float64)
+
+    @property
+    def rates(self) -> Tensor:
+        """`(d, d)` float64: proven factors from Hilbert distances of the blocks of arguments to those of results."""
+        return torch.tensor([[self.rate()]], dtype=torch.float64)
+
+    @property
+    def curvature(self) -> float:
+        """`c`, where its elasticities change by a factor of at most `exp(c r)` if logarithms change by `r`."""
+        return 2 * float(self.degrees.sum(dim=1).max())
+
+    @abstractmethod
+    def roundings(self, before: int) -> int:
+        """The roundings behind an entry of the result where `before` are behind those of the argument."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return ()
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
+        return self
+
+    @property
+    @abstractmethod
+    def defect(self) -> str:
+        """Why this is no map of positive vectors; empty where it is one."""
+
+
+@dataclass(frozen=True)
+class _OfMatrix(Piece):
+    """What the pieces made of a nonnegative matrix `A (M, N)` without zero rows share."""
+
+    matrix: Tensor
+    degree: float = 1.0
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.matrix.shape[-1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
+        return replace(self, matrix=tensors[0])
+
+    @property
+    def defect(self) -> str:
+        values = self.matrix.detach()
+        if values.layout != torch.strided:
+            return "a sparse matrix is a piece of its own: use Sparse.of(matrix)"
+        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+            return "a matrix must have nonnegative finite entries"
+        return "" if bool((values > 0).any(dim=-1).all()) else "a matrix has a zero row, so its image is not positive"
+
+
+@dataclass(frozen=True)
+class Matrix(_OfMatrix):
+    """`z -> A z` for a nonnegative `A (M, N)` without zero rows."""
+
+    def rate(self) -> float:
+        return float(birkhoff_ratio(self.matrix.detach().to(torch.float64)[None])[0])
+
+    def transposed(self) -> Matrix:
+        return Matrix(self.matrix.mT)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z @ self.matrix.to(z.dtype).mT
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        return Jacobian(self, lambda u: u @ self.matrix.to(u.dtype))
+
+    def roundings(self, before: int) -> int:
+        return before + self.matrix.shape[1]
+
+
+@dataclass(frozen=True)
+class Largest(_OfMatrix):
+    """`z -> max_j a_ij z_j` for a nonnegative `A (M, N)` without zero rows; in logarithms, a max-plus map."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (self.matrix.to(z.dtype) * z[..., None, :]).amax(dim=-1)
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        matrix = self.matrix.to(z.dtype)
+        terms = matrix * z[..., None, :]
+        first = torch.nn.functional.one_hot(terms.argmax(dim=-1), terms.shape[-1]).to(z.dtype) * matrix
+        return Jacobian(lambda v: (first @ v[..., None])[..., 0], lambda u: (u[..., None, :] @ first)[..., 0, :])
+
+    def roundings(self, before: int) -> int:
+        return before + 1
+
+    @property
+    def curvature(self) -> float:
+        return math.inf  # its derivative jumps
+
+
+@dataclass(frozen=True)
+class Sparse(Piece):
+    """`z -> A z` for a sparse nonnegative `A (M, N)` without zero rows; make it with `Sparse.of`.
+
+    Attributes:
+        values: `(edges,)`, the entries, in which it is differentiable.
+        rows, columns: `(edges,)` int64, where they are.
+        shape: `(M, N)`.
+    """
+
+    values: Tensor
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+    degree: float = 1.0
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Sparse:
+        """From a sparse tensor `(M, N)` of any layout; entries given twice are added."""
+        entries = matrix.to_sparse_coo().coalesce()
+        rows, columns = entries.indices()
+        return cls(entries.values(), rows, columns, (matrix.shape[0], matrix.shape[1]))
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.shape[1]
+
+    def transposed(self) -> Sparse:
+        return Sparse(self.values, self.columns, self.rows, (self.shape[1], self.shape[0]))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        terms = self.values.to(z.dtype) * z[..., self.columns]
+        return z.new_zeros(*z.shape[:-1], self.shape[0]).index_add(-1, self.rows, terms)
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        return Jacobian(self, self.transposed())
+
+    def roundings(self, before: int) -> int:
+        return before + int(torch.bincount(self.rows).max())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Sparse:
+        return replace(self, values=tensors[0])
+
+    @property
+    def defect(self) -> str:
+        values = self.values.detach()
+        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+            return "a matrix must have nonnegative finite entries"
+        met = torch.zeros(self.shape[0], dtype=torch.bool, device=values.device)
+        met[self.rows[values > 0]] = True
+        return "" if bool(met.all()) else "a matrix has a zero row, so its image is not positive"
+
+
+def matrix_piece(matrix: Tensor) -> Matrix | Sparse:
+    """The piece for a dense or a sparse matrix."""
+    return Matrix(matrix) if matrix.layout == torch.strided else Sparse.of(matrix)
+
+
+@dataclass(frozen=True)
+class Geometric(Piece):
+    """`z -> prod_j z_j ** e_ij` for nonnegative exponents `E (M, N)` with equal row sums, which are the degree.
+
+    With row sums of 1 these are weighted geometric means; in logarithms, a matrix.
+    """
+
+    exponents: Tensor
+
+    @property
+    def degree(self) -> float:  # type: ignore[override]
+        return float(self.exponents.detach().to(torch.float64).sum(dim=1).max())
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        return self.exponents.shape[1]
+
+    def rate(self) -> float:
+        """The degree, times the largest share of their exponents in which two rows differ (Dobrushin's coefficient)."""
+        rows = self.exponents.detach().to(torch.float64)
+        most = max((float((rows - row).abs().sum(dim=1).max()) for row in rows), default=0.0)
+        return min(self.degree, most / 2 * (1 + 2.0**-40))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (z.log() @ self.exponents.to(z.dtype).mT).exp()
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        value, exponents = self(z), self.exponents.to(z.dtype)
+        return Jacobian(lambda v: value * ((v / z) @ exponents.mT), lambda u: ((u * value) @ exponents) / z)
+
+    def roundings(self, before: int) -> int:
+        rows = self.exponents.detach().to(torch.float64).sum(dim=1)
+        # Logarithms of entries between 2**-900 and 2**900 are below 624 in size; what they are off by counts as much in
+        # the result, and so does what the degrees of rows differ by.
+        uneven = math.ceil(float(rows.max() - rows.min()) * 2.0**53 * _LONGEST)
+        size = math.ceil(624 * max(self.degree, 1.0))
+        return math.ceil(self.degree * before) + size * (_POW + self.exponents.shape[1]) + uneven
+
+    @property
+    def curvature(self) -> float:
+        return 0.0
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.exponents,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Geometric:
+        return replace(self, exponents=tensors[0])
+
+    @property
+    def defect(self) -> str:
+        values = self.exponents.detach()
+        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+            return "exponents must be nonnegative and finite"
+        rows = values.to(torch.float64).sum(dim=1)
+        if not bool((rows > 0).all()):
+            return "a row of exponents is zero, so its mean is of nothing"
+        fine = float(rows.max() - rows.min()) <= _EVEN * max(1.0, float(rows.max()))
+        return "" if fine else "the exponents of every row must have the same sum; compute them in float64"
+
+
+@dataclass(frozen=True)
+class Powers(Piece):
+    """`z -> z ** p`, entrywise, for `p != 0`."""
+
+    power: float
+
+    @property
+    def degree(self) -> float:  # type: ignore[override]
+        return abs(self.power)
+
+    @property
+    def reverses(self) -> bool:  # type: ignore[override]
+        return self.power < 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z**self.power
+
+    def linearize(self, z: Tensor) -> Jacobian:
+        slope = self.power * z ** (self.power - 1)
+        return Jacobian(lambda v: slope * v, lambda u: slope * u)
+
+    def roundings(self, before: int) -> int:
+        return math.ceil(abs(self.power) * before) + _POW
+
+    @property
+    def curvature(self) -> float:
+        return 0.0
+
+    @property
+    def defect(self) -> str:
+        fine = self.power != 0 and math.isfinite(self.power)
+        return "" if fine else f"a power must be finite and not 0, got {self.power!r}"
