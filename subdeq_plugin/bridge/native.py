@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .callback import MEASURES
 from .runtime import CancelFlag, Julia, Runtime
 from .tensors import Method
 
-__all__ = ["NATIVE_ACTIVATIONS", "is_native", "solve_native"]
+__all__ = ["NATIVE_ACTIVATIONS", "can_read", "is_native", "julia_layer", "readable", "solve_native"]
 
 # The activations that SubDEQ.jl has; one registered by the user is evaluated by torch, in callback mode.
 NATIVE_ACTIVATIONS = frozenset(
@@ -37,17 +37,23 @@ def _layer(problem: Problem) -> BoundMap | None:
 def is_native(problem: Problem, start: Tensor) -> bool:
     """Whether Julia can solve `problem` from `start` without asking torch for anything."""
     layer = _layer(problem)
-    if layer is None or problem.lowered is not None or start.dtype not in (torch.float32, torch.float64):
+    if layer is None or problem.lowered is not None:
         return False
-    if layer.activation.name not in NATIVE_ACTIVATIONS or layer.operator.defect(start.shape):
+    adjoint = problem.function if isinstance(problem.function, AdjointMap) else None
+    return can_read(layer, start, () if adjoint is None else (adjoint.g, adjoint.state))
+
+
+def can_read(layer: BoundMap, start: Tensor, given: Sequence[Tensor] = ()) -> bool:
+    """Whether Julia has the layer's function, and can read its tensors and those `given`, for states like `start`."""
+    if start.dtype not in (torch.float32, torch.float64) or layer.activation.name not in NATIVE_ACTIVATIONS:
         return False
-    given = [part for part in (layer.inner, layer.outer) if part is not None]
-    if isinstance(problem.function, AdjointMap):
-        given += [problem.function.g, problem.function.state]
-    parts = [*layer.operator.coefficients(), *given, start]
+    if layer.operator.defect(start.shape):
+        return False
+    states = [*given, *(part for part in (layer.inner, layer.outer) if part is not None)]
+    parts = [*layer.operator.coefficients(), *states, start]
     # Julia reads memory: an injection that torch would broadcast has not the entries it looks for.
     return all(part.device.type == "cpu" and part.dtype == start.dtype for part in parts) and all(
-        part.shape == start.shape for part in given
+        part.shape == start.shape for part in states
     )
 
 
@@ -85,15 +91,15 @@ def _job(
     """The call, with every tensor whose memory Julia reads held by its closure until it is over."""
     layer = _layer(problem)
     assert layer is not None, "is_native was asked"
-    spec, dims = _readable(layer), () if layer.normalizer is None else layer.normalizer.dims
+    spec, dims = readable(layer), () if layer.normalizer is None else layer.normalizer.dims
     adjoint = problem.function if isinstance(problem.function, AdjointMap) else None
     given = () if adjoint is None else (adjoint.state.detach().contiguous(), adjoint.g.detach().contiguous())
     goal = (float(stop.tol), int(stop.max_iter), MEASURES[stop.mode])
 
     def run(julia: Julia) -> tuple[int, int]:
         bridge = julia.bridge
-        operator = _OPERATORS[spec.options["kind"]](bridge, spec, problem.shape, value.dtype == torch.float64)
-        map_ = _map(bridge, operator, spec, dims, problem.samples)
+        double = value.dtype == torch.float64
+        map_ = julia_layer(bridge, spec, dims, problem.shape, problem.samples, double=double)
         chosen = julia.method(method)
         addresses = (value.data_ptr(), statistics.data_ptr(), flag.address)
         # The GIL is released: other threads go on, and Ctrl-C reaches the caller.
@@ -107,7 +113,7 @@ def _job(
     return run
 
 
-def _readable(layer: BoundMap) -> MapSpec:
+def readable(layer: BoundMap) -> MapSpec:
     """The layer as arrays that Julia can read: contiguous, indices as 64-bit integers, a graph with its transpose."""
     spec = layer.detach().spec
     arrays = dict(spec.arrays)
@@ -119,7 +125,11 @@ def _readable(layer: BoundMap) -> MapSpec:
     return MapSpec({name: array.contiguous() for name, array in arrays.items()}, spec.options)
 
 
-def _map(bridge: Any, operator: Any, spec: MapSpec, dims: tuple[int, ...], samples: int) -> Any:
+def julia_layer(
+    bridge: Any, spec: MapSpec, dims: tuple[int, ...], shape: torch.Size, samples: int, *, double: bool
+) -> Any:
+    """Julia's map of a layer, which reads the memory of `spec`; on Julia's thread. `dims` are those of its norms."""
+    operator = _OPERATORS[spec.options["kind"]](bridge, spec, shape, double)
     options = spec.options
     p = options["normalize"]
     norm = 0.0 if p is None else (math.inf if p == "inf" else float(p))

@@ -30,6 +30,7 @@ def perron_command(
         bool, typer.Option("--undirected", help="Count every edge of an edge list in both directions.")
     ] = False,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "auto",
+    backend: Annotated[str, typer.Option(help="torch, or julia for KrylovKit, LinearSolve, NonlinearSolve.")] = "torch",
     tol: Annotated[float, typer.Option(help="Relative width of the bracket to reach.")] = 1e-12,
     max_iter: Annotated[int, typer.Option(help="Largest number of products with the matrix.")] = 10_000,
     normalize: Annotated[str, typer.Option(help='Norm of the vector: a number of at least 1, or "inf".')] = "1",
@@ -66,6 +67,7 @@ def perron_command(
                 named.matrix,
                 side=side,
                 method=method,
+                backend=backend,
                 tol=tol,
                 max_iter=max_iter,
                 normalize=_norm(normalize),

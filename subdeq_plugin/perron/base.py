@@ -132,16 +132,27 @@ class EigenMap(ABC):
         """`(shift I - J(z))^-1 z` for every row, `shift (B,)`; rows that could not be solved are NaN.
 
         In the variables `w` of `D w`, `D = diag(z)`: near an eigenvector all entries of `w` are of one size, so that
-        a factorisation does not lose the small entries of `z`.
+        a factorisation does not lose the small entries of `z`. Where the map is not homogeneous, `J` is the derivative
+        of `|z| F(z / |z|)`, which is, and has the same eigenvectors of norm 1.
         """
+        product, scale = self.tangent(z), shift[:, None]
+        if self.norm is not None:
+            gradient = self.blocks.gradient(z, self.norm)
+            defect = (self(z) - product(z)).clamp_min(0.0)
+            product = _plus_rank_one(product, defect, gradient)
         if self.entries > _DENSE:
-            product, scale = self.tangent(z), shift[:, None]
             right = torch.ones_like(z) / scale
             return z * gmres(lambda w: product(z * w) / (z * scale), right, rtol=1e-10, krylov_dim=_KRYLOV)[0]
-        matrix = -self.jacobian(z) * z[:, None, :] / z[:, :, None]
-        matrix.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+        jacobian = self.jacobian(z) if self.norm is None else columns(product, z)
+        matrix = -jacobian * z[:, None, :] / z[:, :, None]
+        matrix.diagonal(dim1=1, dim2=2).add_(scale)
         solution, info = torch.linalg.solve_ex(matrix, torch.ones_like(z))
         return torch.where((info == 0)[:, None], z * solution, math.nan)
+
+
+def _plus_rank_one(product: Product, left: Tensor, right: Tensor) -> Product:
+    """`(J + left right^T) v` for every row."""
+    return lambda v: product(v) + left * (right * v).sum(dim=1, keepdim=True)
 
 
 def choose(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,6 +16,7 @@ from .._shapes import check_floating, check_positive, check_shape
 from ..errors import OptionError
 from ..result import Status
 from .functions import FunctionMap
+from .julia import julia_vectors
 from .krylov import krylov_vector
 from .local import LARGEST
 from .loop import Found, Goal, Step, iterate
@@ -25,15 +27,26 @@ from .steps import Dynamics, LogAnderson, Newton, Noda, Power
 from .structure import Pattern
 from .targets import Target, read
 
-__all__ = ["METHODS", "classes_of", "first_vectors", "solve", "unscaled"]
+__all__ = ["BACKENDS", "METHODS", "Route", "classes_of", "first_vectors", "solve", "unscaled"]
 
 _STEPS: dict[str, type[Step]] = {"power": Power, "noda": Noda, "newton": Newton, "anderson": LogAnderson}
 METHODS = ("auto", "krylov", *_STEPS)
+BACKENDS = ("torch", "julia")
 _ROUGH = 1e-3  # a relative width from which Newton's method converges, as a rule
 _FEW = 30  # steps of the power method after which others are faster
 _BALANCED = 2  # further passes of a Krylov method, each in variables in which the vector so far is constant
 _POLISH = 12  # of the power method after a Krylov method, whose small entries are inaccurate
 _DENSE = 600  # entries up to which Noda's iteration is the fastest
+
+
+class Route(NamedTuple):
+    """How vectors are found: one of `METHODS` and one of `BACKENDS`."""
+
+    method: str = "auto"
+    backend: str = "torch"
+
+    def __str__(self) -> str:
+        return self.method if self.backend == "torch" else f"{self.backend}:{self.method}"
 
 
 def first_vectors(problem: Target, start: Tensor | None) -> Tensor:
@@ -56,14 +69,16 @@ def unscaled(bounds: Tensor, exponents: Tensor) -> Tensor:
     return torch.where(bounds.isfinite(), torch.minimum(result, largest), bounds)
 
 
-def solve(problem: Target, start: Tensor, method: str, goal: Goal) -> Found:
+def solve(problem: Target, start: Tensor, route: Route, goal: Goal) -> Found:
     """The pairs of all samples: all at once as long as that works, then those that are left by other means."""
-    map_ = problem.map_
-    if isinstance(map_, MultiMap):
+    map_, method = problem.map_, route.method
+    if isinstance(map_, MultiMap) and route.backend == "torch":
         return _solve_blocks(map_, start, method, goal)
-    if method == "newton" and map_.entries > LARGEST:
+    if method == "newton" and route.backend == "torch" and map_.entries > LARGEST:
         raise OptionError(f"method 'newton' is for up to {LARGEST} entries, got {map_.entries}; use 'auto'.")
-    if method == "auto":
+    if route.backend == "julia":
+        found = _by_julia(problem, start, method, goal)
+    elif method == "auto":
         found = iterate(map_, Power(), start, goal, max_iter=_FEW)
     elif method == "krylov":
         found = _krylov(problem, start, torch.arange(map_.samples), goal)
@@ -75,9 +90,9 @@ def solve(problem: Target, start: Tensor, method: str, goal: Goal) -> Found:
         if pattern is None or pattern.irreducible:
             left.append(sample)
         else:
-            found = _by_classes(problem, found, sample, pattern, method, goal)
+            found = _by_classes(problem, found, sample, pattern, route, goal)
     rest = goal.after(found.evaluations)
-    if method == "auto" and left and rest.max_iter > 0:
+    if route == Route() and left and rest.max_iter > 0:
         found = _accelerated(problem, found, torch.tensor(left, device=found.z.device), rest)
     return found
 
@@ -139,6 +154,20 @@ def _krylov(problem: Target, start: Tensor, which: Tensor, goal: Goal) -> Found:
     return found
 
 
+def _by_julia(problem: Target, start: Tensor, method: str, goal: Goal) -> Found:
+    """Julia's vectors, polished; reducible matrices, of which it would not find any, are left at their start."""
+    map_ = problem.map_
+    patterns = [problem.pattern(row) for row in range(map_.samples)]
+    rows = [row for row, pattern in enumerate(patterns) if pattern is None or pattern.irreducible]
+    which = torch.tensor(rows, dtype=torch.int64, device=start.device)
+    z, evaluations = start.clone(), 0
+    if rows:
+        part = map_.rows(which) if isinstance(map_, DenseMatrix) else map_
+        z[which], evaluations = julia_vectors(part, start[which], method, goal)
+    found = iterate(map_, Power(), z, goal, max_iter=_POLISH if rows else 1)
+    return replace(found, evaluations=found.evaluations + evaluations)
+
+
 def _krylov_pass(
     map_: DenseMatrix | SparseMatrix, start: Tensor, rows: Sequence[int], goal: Goal, *, balanced: bool
 ) -> Found:
@@ -152,21 +181,21 @@ def _krylov_pass(
     return replace(found, evaluations=found.evaluations + used)
 
 
-def classes_of(pattern: Pattern, method: str, goal: Goal) -> Classes:
+def classes_of(pattern: Pattern, route: Route, goal: Goal) -> Classes:
     """The pair of a reducible matrix, and which of its classes decide it."""
 
     def block(matrix: sp.csr_array) -> tuple[np.ndarray, float, float]:
         part = read(matrix.toarray() if matrix.shape[0] <= _DENSE else matrix, 1.0)
-        pair = solve(part, first_vectors(part, None), method, replace(goal, progress=None))
+        pair = solve(part, first_vectors(part, None), route, replace(goal, progress=None))
         lower, upper = unscaled(torch.stack([pair.lower, pair.upper], dim=1), part.exponents[:, None])[0].tolist()
         return pair.z[0].numpy(), lower, upper
 
     return solve_classes(pattern, block)
 
 
-def _by_classes(problem: Target, found: Found, sample: int, pattern: Pattern, method: str, goal: Goal) -> Found:
+def _by_classes(problem: Target, found: Found, sample: int, pattern: Pattern, route: Route, goal: Goal) -> Found:
     """`found` with the pair of a reducible matrix."""
-    classes = classes_of(pattern, method, goal)
+    classes = classes_of(pattern, route, goal)
     narrow = classes.upper - classes.lower <= goal.tol * classes.upper
     status = found.status.clone()
     status[sample] = int(Status.CONVERGED if narrow else Status.MAX_ITERATIONS)

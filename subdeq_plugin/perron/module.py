@@ -15,6 +15,7 @@ from .solve import perron
 __all__ = ["Perron"]
 
 _OUTPUTS = ("eigenvector", "eigenvalue", "both")
+_OPTIONS = ("method", "backend", "side", "tol", "max_iter", "normalize")
 _REACTIONS = ("raise", "warn", "ignore")
 
 
@@ -24,7 +25,7 @@ class Perron(nn.Module):
     Args:
         output: "eigenvector" `(..., N)`, "eigenvalue" `(...)`, or "both", a pair of them, the eigenvalue first.
         on_failure: "raise", "warn" or "ignore" where the bounds are not as close as `tol` asks.
-        options: of `perron`: `method`, `side`, `tol`, `max_iter`, `normalize`.
+        options: of `perron`: `method`, `backend`, `side`, `tol`, `max_iter`, `normalize`.
 
     Attributes:
         result: the `PerronResult` of the last call, detached; None before the first.
@@ -40,8 +41,8 @@ class Perron(nn.Module):
         if on_failure not in _REACTIONS:
             raise unknown_name("on_failure", on_failure, _REACTIONS)
         for name in options:
-            if name not in ("method", "side", "tol", "max_iter", "normalize"):
-                raise unknown_name("option", name, ("method", "side", "tol", "max_iter", "normalize"))
+            if name not in _OPTIONS:
+                raise unknown_name("option", name, _OPTIONS)
         if options.get("side") == "both":
             raise OptionError("side must be 'right' or 'left' in a module; use two of them, or sd.perron.")
         self.output, self.on_failure, self.options = output, on_failure, options

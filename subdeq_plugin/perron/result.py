@@ -43,7 +43,7 @@ class PerronResult:
             narrow as float64 allows.
         iterations: `(...)` int64, of the method's last run.
         evaluations: how often the map was evaluated on the whole batch.
-        method: the method that was used, in the words of `perron`.
+        method: the method that was asked for, in the words of `perron`; "julia:..." for that backend.
         rigorous: whether the bounds account for rounding; False for an operator or a callable whose rounding errors
             are not known.
         left: `(..., N)`, the left eigenvector, where it was asked for.

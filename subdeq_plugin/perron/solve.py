@@ -17,7 +17,7 @@ from .functions import FunctionMap
 from .local import nearby
 from .loop import Goal
 from .matrices import times_power
-from .methods import METHODS, classes_of, first_vectors, solve, unscaled
+from .methods import BACKENDS, METHODS, Route, classes_of, first_vectors, solve, unscaled
 from .multi import MultiMap, proven_distances
 from .reducible import longest_chain
 from .result import PerronResult
@@ -31,6 +31,7 @@ def perron(
     start: Tensor | None = None,
     *,
     method: str = "auto",
+    backend: str = "torch",
     side: str = "right",
     tol: float = 1e-12,
     max_iter: int = 1000,
@@ -47,7 +48,10 @@ def perron(
             `start`, rows `(B, ...)` being samples, which is taken to be order-preserving and homogeneous of degree 1.
         start: a positive tensor of the shape of the eigenvectors; ones if left out.
         method: "auto", or one of "power" (with a shift where the map is periodic), "noda" (Newton-Noda for nonlinear
-            maps), "anderson" (in logarithms), "krylov" (ARPACK, for matrices, on the CPU).
+            maps), "newton" (of the bordered system in logarithms), "anderson" (in logarithms), "krylov" (ARPACK, for
+            matrices, on the CPU).
+        backend: "torch"; or "julia", which finds the vectors of matrices and layers on the CPU: by KrylovKit ("krylov",
+            for matrices), LinearSolve ("noda") or NonlinearSolve ("newton"). The bounds are computed by torch even so.
         side: "right" for `A x = lambda x`, "left" for `A^T y = lambda y`, "both" for both; matrices only.
         tol: the relative width of the bracket to reach.
         max_iter: the largest number of evaluations of the map.
@@ -65,9 +69,11 @@ def perron(
         ShapeError: `target` is not square, empty or not floating-point; `start` is missing or does not fit.
         DomainError: an entry is negative or not finite; `start` is not positive; the map is proven not to be
             order-preserving and homogeneous of degree at most 1.
-        OptionError: an option out of range.
+        OptionError: an option out of range, or a method or backend that cannot take this target.
+        BridgeError: the backend is "julia", and Julia cannot be found or started.
     """
-    _check(method, side, tol, max_iter)
+    _check(method, backend, side, tol, max_iter)
+    route = Route(method, backend)
     p = parse_norm(normalize)
     if p is None:
         raise OptionError("normalize must be a number p >= 1 or 'inf', got None: an eigenvector needs a length.")
@@ -75,17 +81,19 @@ def perron(
     first, goal = first_vectors(problem, start), Goal(tol, max_iter, progress)
     if side == "left":
         problem = problem.transposed()
-    result = _pair(problem, first, method, goal, p)
+    result = _pair(problem, first, route, goal, p)
     if side == "both":
-        other = _pair(problem.transposed(), first, method, goal, p)
+        other = _pair(problem.transposed(), first, route, goal, p)
         lower, upper = torch.maximum(result.lower, other.lower), torch.minimum(result.upper, other.upper)
         result = replace(result, left=other.eigenvector, lower=lower, upper=upper)
     return result if history else replace(result, history=None)
 
 
-def _check(method: str, side: str, tol: float, max_iter: int) -> None:
+def _check(method: str, backend: str, side: str, tol: float, max_iter: int) -> None:
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
     if side not in ("right", "left", "both"):
         raise unknown_name("side", side, ("right", "left", "both"))
     if not (tol > 0 and math.isfinite(tol)):
@@ -94,9 +102,9 @@ def _check(method: str, side: str, tol: float, max_iter: int) -> None:
         raise OptionError(f"max_iter must be at least 1, got {max_iter!r}.")
 
 
-def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> PerronResult:
+def _pair(problem: Target, start: Tensor, route: Route, goal: Goal, p: float) -> PerronResult:
     with torch.no_grad():
-        found = solve(problem, start, method, goal)
+        found = solve(problem, start, route, goal)
         blocks = problem.map_.blocks
         x = found.z.reshape(*problem.shape, -1)
         x = x / blocks.spread(blocks.norms(x, p))
@@ -122,7 +130,7 @@ def _pair(problem: Target, start: Tensor, method: str, goal: Goal, p: float) -> 
         found.status.reshape(problem.shape),
         found.iterations.reshape(problem.shape),
         found.evaluations,
-        method,
+        str(route),
         problem.map_.roundings is not None,
         history=brackets[:-1].reshape(len(found.history), *problem.shape, 2),
         _distance=-torch.log1p(-found.width).reshape(problem.shape),
@@ -177,7 +185,7 @@ def _multiplicities(problem: Target, goal: Goal) -> tuple[Tensor, Tensor]:
         elif pattern.irreducible:
             pairs.append((1, 1))
         else:
-            basic = classes_of(pattern, "auto", goal).basic
+            basic = classes_of(pattern, Route(), goal).basic
             pairs.append((len(basic), longest_chain(pattern, basic)))
     table = torch.tensor(pairs, device=problem.exponents.device)
     multiplicity, index = (part.reshape(problem.shape) for part in table.unbind(dim=1))

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "certificates": _CERTIFICATES,
     "solvers": _SOLVERS,
     "autograd": _AUTOGRAD,
-    "perron": {*_CERTIFICATES, "certificates", *_AUTOGRAD, "autograd"},
+    "perron": {*_CERTIFICATES, "certificates", *_AUTOGRAD, "autograd", "bridge"},
     "bridge": {*_BASE, "layers", "solvers"},
     "integration": _INTEGRATION,
     "data": _APPLICATIONS,

@@ -23,7 +23,8 @@ using Krylov: GmresWorkspace, gmres!
 using KrylovKit: eigsolve
 using LinearAlgebra
 using LinearAlgebra: LAPACKException, SingularException
-using LinearSolve: LinearSolve, AbstractKrylovSubspaceMethod, LUFactorization, LinearCache
+using LinearSolve: LinearSolve, AbstractKrylovSubspaceMethod, LUFactorization, LinearCache,
+    LinearProblem, UMFPACKFactorization
 using NNlib: NNlib, DenseConvDims, sigmoid_fast, tanh_fast
 using NonlinearSolve: AbsNormTerminationMode, Broyden, DFSane, NewtonRaphson, NonlinearFunction, NonlinearProblem,
     PseudoTransient, TrustRegion
@@ -34,7 +35,8 @@ using SpecialFunctions: erf
 
 export ABSOLUTE, ACTIVATIONS, Activation, CONVERGED, Conv, DIVERGED, Dense, Goal, Graph, HILBERT, LayerMap,
     LayerServer, MAX_ITERATIONS, NONFINITE, Normalizer, OnDevice, Outcome, PerronPair, RELATIVE, ROUNDING_FLOOR, Result,
-    SOLVERS, STALLED, Server, Session, Solver, THOMPSON, collatz_wielandt, noda, perron_krylov, solve!, solve_adjoint!
+    SOLVERS, STALLED, Server, Session, Solver, THOMPSON, collatz_wielandt, noda, perron,
+    perron_krylov, solve!, solve_adjoint!
 
 include("activations.jl")
 include("operators.jl")
@@ -46,7 +48,10 @@ include("solvers.jl")
 include("adjoint.jl")
 include("sessions.jl")
 include("native.jl")
+include("perron_maps.jl")
 include("perron.jl")
+include("perron_methods.jl")
+include("perron_newton.jl")
 include("bridge.jl")
 include("precompile.jl")
 

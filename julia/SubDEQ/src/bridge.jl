@@ -192,6 +192,60 @@ end
 
 _flag(address) = () -> unsafe_load(Ptr{Int64}(UInt(address))) != 0
 
+# Perron pairs --------------------------------------------------------------------------------------------------------
+
+# The slices of `transposed` are the transposes of the matrices.
+struct DenseMatrices
+    transposed::Array{Float64,3}
+end
+
+"""
+    dense_matrices(samples, n, address)
+
+The nonnegative matrices of a float64 tensor `(samples, n, n)`.
+"""
+dense_matrices(samples, n, address) = DenseMatrices(_wrap(Float64, address, n, n, samples))
+
+"""
+    sparse_matrix(n, starts, columns, values, entries, short)
+
+A nonnegative `(n, n)` float64 matrix in CSR form, whose indices count from 0 and are `Int32` if `short`, else `Int64`.
+No entry comes twice. The indices are copied, the values are not.
+"""
+function sparse_matrix(n, starts, columns, values, entries, short)
+    I = short ? Int32 : Int64
+    return transpose(SparseMatrixCSC{Float64,I}(n, n, _wrap(I, starts, n + 1) .+ one(I),
+        _wrap(I, columns, entries) .+ one(I), _wrap(Float64, values, entries)))
+end
+
+"""
+    perron(target, samples, method, x, tol, limit, p, cancel)
+
+Perron vectors of `dense_matrices`, a `sparse_matrix` or a `layer` without normalisation, whose nonnegative entries the
+caller has checked: in place at `x`, the `(samples, entries)` float64 matrix of positive starts. A vector's largest
+entry is 1, or its `p`-norm where `p` is not 0, as it must be where the map is not homogeneous. `limit` is the largest
+number of evaluations, Jacobian products among them; `cancel` as for `solve`. Returns the largest number that a sample
+took.
+"""
+function perron(target, samples, method, x, tol, limit, p, cancel)
+    vectors = _wrap(Float64, x, _perron_entries(target), samples)
+    exponent = p == 0 ? Inf : Float64(p)
+    map = SubDEQ._eigen_columns(target, String(method), exponent)
+    evaluations = SubDEQ.each_sample(samples) do i
+        search = SubDEQ.search!(map(i), view(vectors, :, i), String(method), exponent, tol, Int(limit), _flag(cancel))
+        copyto!(view(vectors, :, i), search.best)
+        search.evaluations
+    end
+    return maximum(evaluations)
+end
+
+_perron_entries(target::DenseMatrices) = size(target.transposed, 1)
+_perron_entries(target::AbstractMatrix) = size(target, 1)
+_perron_entries(target::LayerMap) = prod(SubDEQ.sample_shape(target.operator))
+
+SubDEQ._eigen_columns(target::DenseMatrices, method, p) =
+    i -> SubDEQ.DenseEigen(transpose(view(target.transposed, :, :, i)))
+
 # About this process --------------------------------------------------------------------------------------------------
 
 """

@@ -32,6 +32,13 @@ The shape of one sample; a block of `k` of them is `(shape..., k)`.
 """
 function sample_shape end
 
+"""
+    coefficients(A::Operator)
+
+The arrays of numbers that make up `A`.
+"""
+function coefficients end
+
 block(A::Operator, x) = reshape(x, sample_shape(A)..., size(x, 2))
 
 """
@@ -44,6 +51,7 @@ struct Dense{T,M<:AbstractMatrix{T}} <: Operator{T}
 end
 
 sample_shape(A::Dense) = (size(A.transposed, 1),)
+coefficients(A::Dense) = (A.transposed,)
 multiply!(y, A::Dense, x) = mul!(y, transpose(A.transposed), x)
 multiply_transposed!(y, A::Dense, x) = mul!(y, A.transposed, x)
 
@@ -62,6 +70,7 @@ end
 Conv(weight, width, height; dilation = (1, 1)) = Conv(weight, width, height, dilation)
 
 sample_shape(A::Conv) = (A.width, A.height, size(A.weight, 3))
+coefficients(A::Conv) = (A.weight,)
 
 function _dims(A::Conv, x)
     padding = A.dilation .* (size(A.weight)[1:2] .- 1) .÷ 2
@@ -98,6 +107,7 @@ end
 Graph(propagation, transposed, features; weight = nothing) = Graph(propagation, transposed, features, weight)
 
 sample_shape(A::Graph) = (A.features, size(A.propagation, 2))
+coefficients(A::Graph) = (nonzeros(A.propagation), A.weight)
 
 function multiply!(y, A::Graph, x)
     isnothing(A.weight) && return _spread!(y, A.propagation, x, A.features)

@@ -50,3 +50,39 @@ end
     cancel[1] = 1
     @test_throws InterruptException Bridge.solve(built, 4, method, address(z), address(statistics), address(cancel), 0.0, 100, 2, true)
 end
+
+@testset "Perron vectors on memory of another owner, $method" for method in ("noda", "newton", "krylov", "auto")
+    n, b = 7, 3
+    cancel = zeros(Int64, 1)
+    quotients(A, x) = extrema((A * x) ./ x)
+    narrow(A, x) = (bounds = quotients(A, x); 1 - bounds[1] / bounds[2] <= 2e-12)
+    tensor = rand(Xoshiro(20), n, n, b)  # slices are transposes
+    x = ones(n, b)
+    dense = Bridge.dense_matrices(b, n, address(tensor))
+    @test 1 <= Bridge.perron(dense, b, method, address(x), 1e-12, 500, 0.0, address(cancel)) <= 500
+    @test all(i -> narrow(tensor[:, :, i]', x[:, i]) && maximum(x[:, i]) == 1, 1:b)
+    A = sparse(rand(Xoshiro(21), n, n) .* (rand(Xoshiro(22), n, n) .< 0.5) + circshift(Matrix(1.0I, n, n), 1))
+    rows = sparse(transpose(A))
+    for I in (Int32, Int64)
+        starts, columns, values = I.(rows.colptr .- 1), I.(rows.rowval .- 1), copy(rows.nzval)
+        matrix = Bridge.sparse_matrix(n, address(starts), address(columns), address(values), length(values), I == Int32)
+        y = ones(n, 1)
+        @test Bridge.perron(matrix, 1, method, address(y), 1e-12, 500, 1.0, address(cancel)) >= 1
+        @test narrow(A, y[:, 1]) && sum(y) ≈ 1
+        @test starts[1] == 0
+    end
+    map = layer(:dense)
+    operator = Bridge.dense(true, 6, address(map.operator.transposed))
+    built = Bridge.layer(operator, 4, "tanh", 0.1, 1.0, address(map.inner), 0, 0.0, ())
+    z = ones(6, 4)
+    solve() = Bridge.perron(built, 4, method, address(z), 1e-12, 500, 2.0, address(cancel))
+    if method == "krylov"
+        @test_throws ArgumentError solve()
+    else
+        @test solve() >= 1
+        @test all(c -> norm(c) ≈ 1, eachcol(z))
+        @test all(c -> 1 - c[1] / c[2] <= 2e-12, extrema.(eachcol(apply(map, z) ./ z)))
+    end
+    cancel[1] = 1
+    @test_throws InterruptException Bridge.perron(dense, b, method, address(x), 0.0, 500, 0.0, address(cancel))
+end
