@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import TypeVar
 
 import numpy as np
 import torch
 from scipy.optimize import NoConvergence, newton_krylov
+from timing import timed
 from torch import Tensor
 
 import subdeq_plugin as sd
@@ -32,9 +30,7 @@ from subdeq_plugin.bridge.runtime import probe
 from subdeq_plugin.integration.torchdeq import find_solver
 from subdeq_plugin.solvers import Solver
 
-T = TypeVar("T")
 EPS = 1e-6
-SLOW = 2.0  # seconds
 JULIA = ["julia:auto", "julia:newton_krylov", "julia:newton_krylov?native=false", "julia:trust_region",
          "julia:pseudo_transient", "julia:newton_raphson", "julia:broyden", "julia:dfsane"]  # fmt: skip
 OURS = ["subdeq:auto", "subdeq:picard", "subdeq:anderson", "subdeq:newton_krylov"]
@@ -106,25 +102,6 @@ def by_scipy(bound: sd.BoundMap, certificate: sd.Certificate, limit: int) -> tup
     except NoConvergence:
         pass  # the bound of what there is says so
     return torch.from_numpy(z).clamp(min=1e-12), calls, 0
-
-
-def timed(works: dict[str, Callable[[], T]], repetitions: int) -> tuple[dict[str, float], dict[str, T]]:
-    """Of every work the median of its seconds, and its result.
-
-    Repetitions are interleaved, so that all meet the same moods of the machine. Each is preceded by one that does not
-    count: a solver's caches are cold after those before it. What takes long is not repeated.
-    """
-    results: dict[str, T] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repetitions):
-        for name, work in works.items():
-            if seconds[name] and seconds[name][0] > SLOW:
-                continue
-            work()
-            begin = time.perf_counter()
-            results[name] = work()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: median(laps) for name, laps in seconds.items()}, results
 
 
 def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[str, object]]:

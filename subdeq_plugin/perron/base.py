@@ -6,7 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,34 +89,37 @@ class EigenMap(ABC):
         """The derivative at `z (B, N)`: its product with tangents `(B, N)`."""
 
     def normalised(self, z: Tensor) -> Tensor:
-        """Rows `(B, N)` with largest entry 1, or of norm 1 where the map has one; a row of zeros or with NaN stays.
+        """Rows `(B, N)` with largest entry 1, or of norm 1 where the map has one; NaN where there is no such.
 
         Entries below the map's floor are raised to it, so that the vectors are positive.
         """
-        largest = z.amax(dim=1, keepdim=True)
-        usable = (largest > 0) & largest.isfinite()
-        raised = (z / torch.where(usable, largest, 1.0)).clamp_(min=self.floor)
+        raised = (z / z.amax(dim=1, keepdim=True)).clamp_(min=self.floor)
         if self.norm is not None:
             raised = raised / torch.linalg.vector_norm(raised, ord=self.norm, dim=1, keepdim=True)
-        return choose(usable[:, 0], raised, z)
+        return raised
 
     def bracket(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds `(B,)` on the eigenvalues from normalised positive `z (B, N)` and the computed `F(z)`.
 
-        Rounded outwards: with `k` roundings an entry of the image is off by a factor between `1 / (1 + gamma_k)` and
-        `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm is 1 up to rounding only; a
-        factor `c` off, it costs the bounds as much.
+        Not finite where there are none. Rounded outwards: with `k` roundings an entry of the image is off by a factor
+        between `1 / (1 + gamma_k)` and `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm
+        is 1 up to rounding only; a factor `c` off, it costs the bounds as much.
         """
         k = (self.roundings or 0) + (4 if self.norm is None else self.entries + 50)
         outward = 1 + 2 * gamma(k)
-        # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond 2**400.
-        tiny = self.smallest * z.amin(dim=1) < TINY
         low = high = image / z
-        if bool(tiny.any()):
+        if self._may_underflow:
+            # With coefficients up to 2**400 and vectors up to 1, what one underflow costs is not multiplied beyond
+            # 2**400.
+            tiny = self.smallest * z.amin(dim=1) < TINY
             lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]
             low, high = (image - lost).clamp_min(0.0) / z, (image + lost) / z
-        lower, upper = low.amin(dim=1) / outward, high.amax(dim=1) * outward
-        return torch.where(lower.isfinite(), lower, 0.0), torch.where(upper.isnan(), math.inf, upper)
+        return low.amin(dim=1) / outward, high.amax(dim=1) * outward
+
+    @cached_property
+    def _may_underflow(self) -> bool:
+        """Whether a coefficient times an entry of a vector may be below `TINY`; norms lower the floor a little."""
+        return float(self.smallest.min()) * self.floor < TINY * 2.0**50
 
     def rate(self) -> Tensor:
         """Proven factors `(B,)` by which `F` contracts Hilbert's metric; 1 where none below 1 is known."""
@@ -155,8 +160,10 @@ def _plus_rank_one(product: Product, left: Tensor, right: Tensor) -> Product:
     return lambda v: product(v) + left * (right * v).sum(dim=1, keepdim=True)
 
 
-def choose(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def choose(condition: Tensor | np.ndarray, first: Tensor, second: Tensor) -> Tensor:
     """Rows `(B, N)` of `first` where the condition `(B,)` holds, else of `second`; no copy where all are of one."""
     if bool(condition.all()):
         return first
-    return torch.where(condition[:, None], first, second) if bool(condition.any()) else second
+    if not bool(condition.any()):
+        return second
+    return torch.where(torch.as_tensor(condition, device=first.device)[:, None], first, second)

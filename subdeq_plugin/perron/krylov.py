@@ -39,8 +39,7 @@ def krylov_vector(
         return (matrix @ (scale * x)) / scale if balanced else matrix @ x
 
     operator = LinearOperator(matrix.shape, matvec=product, dtype=np.float64)
-    symmetric = not balanced and abs(matrix - matrix.T).max() == 0
-    find, which = (eigsh, "LA") if symmetric else (eigs, "LR")
+    find, which = (eigsh, "LA") if not balanced and _symmetric(matrix, start) else (eigs, "LR")
     try:
         _, vectors = find(operator, k=1, which=which, v0=start / scale, maxiter=max(1, max_iter // _RESTART), tol=0)
     except ArpackNoConvergence as error:
@@ -48,3 +47,10 @@ def krylov_vector(
     except ArpackError:
         vectors = np.empty((n, 0))
     return (scale * np.abs(vectors[:, 0]) if vectors.shape[1] else start), used
+
+
+def _symmetric(matrix: sp.csr_array, probe: np.ndarray) -> bool:
+    """Whether `A = A^T`; a product tells most matrices that are not."""
+    if not np.allclose(matrix @ probe, matrix.T @ probe):
+        return False
+    return bool(abs(matrix - matrix.T).max() == 0)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from .base import EigenMap, choose
 
 __all__ = ["Found", "Goal", "Step", "iterate"]
 
+_TINIEST = 2.0**-1074
 _PATIENCE = 6  # steps without progress after which a bracket of the width of rounding will not get narrower
 
 
@@ -94,50 +96,54 @@ def iterate(
         DomainError: a lower bound exceeds an upper one, so the map is not what an `EigenMap` promises.
     """
     z = best = map_.normalised(start)
-    samples = z.shape[0]
-    lower, upper = z.new_zeros(samples), z.new_full((samples,), torch.inf)
-    width = z.new_full((samples,), torch.inf)
-    status = torch.full((samples,), int(Status.MAX_ITERATIONS), device=z.device)
-    iterations, stalled = torch.zeros_like(status), torch.zeros_like(status)
-    active = torch.ones_like(status, dtype=torch.bool) if only is None else only
+    samples, device = z.shape[0], z.device
+    # What is known of samples is kept in NumPy's arrays: on a few numbers it is several times as fast as torch.
+    lower, upper, width = np.zeros(samples), np.full(samples, np.inf), np.full(samples, np.inf)
+    status = np.full(samples, int(Status.MAX_ITERATIONS))
+    iterations, stalled = np.zeros_like(status), np.zeros_like(status)
+    active = np.ones(samples, dtype=bool) if only is None else only.cpu().numpy()
     floor = 8 * gamma((map_.roundings or 0) + 8) * map_.epsilon * 2.0**52
     history = []
     evaluations = 0
     while evaluations < (goal.max_iter if max_iter is None else min(max_iter, goal.max_iter)):
         evaluations += 1
         image = map_(z)
-        low, high = map_.bracket(z, image)
+        bounds = map_.bracket(z, image)
+        low, high = (bound.cpu().numpy() for bound in bounds)
+        low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isnan(high), np.inf, high)
         if map_.bracketed:
-            lower = torch.where(active, torch.maximum(lower, low), lower)
-            upper = torch.where(active, torch.minimum(upper, high), upper)
-        history.append(torch.stack([lower, upper], dim=1))
+            lower = np.where(active, np.maximum(lower, low), lower)
+            upper = np.where(active, np.minimum(upper, high), upper)
         _require_order(lower, upper, map_)
+        history.append(torch.from_numpy(np.stack([lower, upper], axis=1)).to(device))
         if goal.progress is not None:
-            goal.progress(evaluations, lower, upper)
-        now = torch.where(high > 0, 1 - low / high, 0.0)
+            goal.progress(evaluations, history[-1][:, 0], history[-1][:, 1])
+        now = np.where(high > 0, 1 - low / np.maximum(high, _TINIEST), 0.0)
         better = active & (now < width)
-        best, width = choose(better, z, best), torch.where(better, now, width)
-        iterations = torch.where(better, evaluations, iterations)
-        stalled = torch.where(better, 0, stalled + 1)
+        best, width = choose(better, z, best), np.where(better, now, width)
+        iterations[better] = evaluations
+        stalled = np.where(better, 0, stalled + 1)
         # Bounds from different vectors may meet before either vector is an eigenvector.
         done = active & (width <= goal.tol)
         settled = active & ~done & (stalled >= _PATIENCE) & (width <= floor)
-        broken = active & ~high.isfinite()  # NaN, or infinity
+        broken = active & ~np.isfinite(high)
         for event, outcome in ((done, Status.CONVERGED), (settled, Status.ROUNDING_FLOOR), (broken, Status.NONFINITE)):
-            status = torch.where(event, int(outcome), status)
+            status[event] = int(outcome)
         active = active & ~(done | settled | broken)
-        if not bool(active.any()):
+        if not active.any():
             break
-        following = map_.normalised(step(map_, z, image, low, high))
-        usable = active & (following.amin(dim=1) > 0) & (following.amax(dim=1) < torch.inf)
-        z = choose(usable, following, z)
-    return Found(best, lower, upper, width, status, iterations, evaluations, history)
+        following = map_.normalised(step(map_, z, image, *bounds))
+        # Positive, unless there is a NaN among them.
+        z = choose(active & np.isfinite(following.sum(dim=1).cpu().numpy()), following, z)
+    known = {"lower": lower, "upper": upper, "width": width, "status": status, "iterations": iterations}
+    tensors = {name: torch.from_numpy(part).to(device) for name, part in known.items()}
+    return Found(z=best, evaluations=evaluations, history=history, **tensors)
 
 
-def _require_order(lower: Tensor, upper: Tensor, map_: EigenMap) -> None:
+def _require_order(lower: np.ndarray, upper: np.ndarray, map_: EigenMap) -> None:
     # Without a bound on the rounding errors, equality may be missed by a few units.
     slack = 1.0 if map_.roundings is not None else 1 + 1e4 * map_.epsilon
-    if bool((lower > upper * slack).any()):
+    if (lower > upper * slack).any():
         raise DomainError(
             "the map is not order-preserving and subhomogeneous: two positive vectors give brackets of its eigenvalue "
             f"that exclude each other, {float(lower.max())!r} from below and {float(upper.min())!r} from above."

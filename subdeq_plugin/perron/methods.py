@@ -15,6 +15,7 @@ from torch import Tensor
 from .._shapes import check_floating, check_positive, check_shape
 from ..errors import OptionError
 from ..result import Status
+from .base import EigenMap
 from .functions import FunctionMap
 from .julia import julia_vectors
 from .krylov import krylov_vector
@@ -33,7 +34,9 @@ _STEPS: dict[str, type[Step]] = {"power": Power, "noda": Noda, "newton": Newton,
 METHODS = ("auto", "krylov", *_STEPS)
 BACKENDS = ("torch", "julia")
 _ROUGH = 1e-3  # a relative width from which Newton's method converges, as a rule
-_FEW = 30  # steps of the power method after which others are faster
+_FEW = 12  # steps of the power method after which it is judged
+_WINDOW = 6  # by its last few steps
+_MORE = 40  # further steps for which a faster method is not worth its start
 _BALANCED = 2  # further passes of a Krylov method, each in variables in which the vector so far is constant
 _POLISH = 12  # of the power method after a Krylov method, whose small entries are inaccurate
 _DENSE = 600  # entries up to which Noda's iteration is the fastest
@@ -79,7 +82,7 @@ def solve(problem: Target, start: Tensor, route: Route, goal: Goal) -> Found:
     if route.backend == "julia":
         found = _by_julia(problem, start, method, goal)
     elif method == "auto":
-        found = iterate(map_, Power(), start, goal, max_iter=_FEW)
+        found = _by_power(map_, start, goal)
     elif method == "krylov":
         found = _krylov(problem, start, torch.arange(map_.samples), goal)
     else:
@@ -125,19 +128,48 @@ def _open(found: Found) -> list[int]:
     return unfinished
 
 
+def _by_power(map_: EigenMap, start: Tensor, goal: Goal) -> Found:
+    """Some steps of the power method, and more of them as long as it looks as if few will do."""
+    found = iterate(map_, Power(), start, goal, max_iter=_FEW)
+    worth = max(_MORE, map_.entries // 2 if map_.entries <= _DENSE else 0)
+    while found.evaluations < 4 * worth:
+        left = _steps_left(found, goal)
+        soon = ((found.status > Status.ROUNDING_FLOOR) & (left <= worth)).nonzero()[:, 0]
+        rest = goal.after(found.evaluations)
+        if not len(soon) or rest.max_iter < 1:
+            break
+        steps = min(int(left[soon].amax()) + 2, _WINDOW, rest.max_iter)
+        found = _continued(map_, found, soon, Power(), replace(rest, max_iter=steps))
+    return found
+
+
 def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Found:
     """`found` with the samples `which` continued: irreducible, with a small spectral gap."""
     map_ = problem.map_
-    if map_.entries > _DENSE and isinstance(map_, DenseMatrix | SparseMatrix):
+    large = map_.entries > _DENSE
+    if large and isinstance(map_, DenseMatrix | SparseMatrix):
         return _merged(found, which, _krylov(problem, found.z[which], which, goal))
-    if isinstance(map_, DenseMatrix):
-        few = iterate(map_.rows(which), Noda(), found.z[which], goal)
-        return _merged(found, which, few)
+    return _continued(map_, found, which, LogAnderson() if large or isinstance(map_, FunctionMap) else Noda(), goal)
+
+
+def _steps_left(found: Found, goal: Goal) -> Tensor:
+    """How many more steps `(B,)` of the power method will do, from what the last few did."""
+    window = min(_WINDOW, len(found.history) - 1)
+    if window < 1:
+        return torch.full_like(found.width, math.inf)
+    before, now = (1 - bounds[:, 0] / bounds[:, 1] for bounds in (found.history[-window - 1], found.history[-1]))
+    shrinking = (now / before).clamp(max=1.0).log() / window
+    steps = ((goal.tol / now).log() / shrinking).clamp(min=0.0)
+    return torch.where(steps.isnan() | (shrinking >= 0), math.inf, steps)
+
+
+def _continued(map_: EigenMap, found: Found, which: Tensor, step: Step, goal: Goal) -> Found:
+    """`found` with the samples `which` continued by a method."""
+    # Copies of most of a batch would cost more than the products that they save.
+    if isinstance(map_, DenseMatrix) and 2 * len(which) <= map_.samples:
+        return _merged(found, which, iterate(map_.rows(which), step, found.z[which], goal))
     only = torch.zeros_like(found.status, dtype=torch.bool).index_fill(0, which, True)
-    exact = map_.entries <= _DENSE and not isinstance(map_, FunctionMap)
-    step = Noda() if exact else LogAnderson()
-    whole = iterate(map_, step, found.z, goal, only=only)
-    return _merged(found, which, whole.rows(which))
+    return _merged(found, which, iterate(map_, step, found.z, goal, only=only).rows(which))
 
 
 def _krylov(problem: Target, start: Tensor, which: Tensor, goal: Goal) -> Found:

@@ -137,10 +137,7 @@ class MultiMap(EigenMap):
 
     def normalised(self, z: Tensor) -> Tensor:
         blocks = self.blocks
-        largest = blocks.largest(z)
-        if not bool(((largest > 0) & largest.isfinite()).all()):
-            return z
-        raised = (z / blocks.spread(largest)).clamp_(min=self.floor)
+        raised = (z / blocks.spread(blocks.largest(z))).clamp_(min=self.floor)
         return raised / blocks.spread(blocks.norms(raised, self.norm))
 
     def quotients(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

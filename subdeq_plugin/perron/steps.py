@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..solvers import Anderson, Problem
@@ -22,17 +22,18 @@ class Power(Step):
     """
 
     def __init__(self) -> None:
-        self._spread: Tensor | None = None
-        self._lazy: Tensor | None = None
+        self._spread: np.ndarray | None = None
+        self._lazy = np.zeros(0, dtype=bool)
 
     def __call__(self, map_: EigenMap, z: Tensor, image: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        spread = 1 - low / high
-        if self._spread is None or self._lazy is None:
-            self._lazy = torch.zeros_like(spread, dtype=torch.bool)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = 1 - low.cpu().numpy() / high.cpu().numpy()
+        if self._spread is None:
+            self._lazy = np.zeros(len(spread), dtype=bool)
         else:
             self._lazy = (spread > 0.95 * self._spread) & ~self._lazy
         self._spread = spread
-        if not bool(self._lazy.any()):
+        if not self._lazy.any():
             return image
         return choose(self._lazy, map_.normalised(image) + z, image)
 
