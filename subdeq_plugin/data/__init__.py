@@ -7,10 +7,11 @@ from pathlib import Path
 from ..errors import DataError, unknown_name
 from .base import ImageData
 from .digits import load_digits
+from .hypergraphs import NamedHypergraph, read_hyperedges
 from .matrices import NamedMatrix, read_matrix
 from .mnist import load_mnist
 
-__all__ = ["DATASETS", "ImageData", "NamedMatrix", "load", "read_matrix"]
+__all__ = ["DATASETS", "ImageData", "NamedHypergraph", "NamedMatrix", "load", "read_hyperedges", "read_matrix"]
 
 DATASETS = ("digits", "mnist")
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from ..errors import DataError
 
-__all__ = ["NamedMatrix", "read_matrix"]
+__all__ = ["NamedMatrix", "lines", "read_matrix"]
 
 _COMMENTS = ("#", "%")
 
@@ -78,7 +78,7 @@ def _array(path: Path) -> sp.csr_array:
 
 
 def _edges(path: Path, undirected: bool) -> NamedMatrix:
-    first = next(_lines(path), None)
+    first = next(lines(path), None)
     if first is None:
         raise ValueError("it has no edges")
     delimiter = "," if "," in first else None
@@ -104,7 +104,7 @@ def _edges(path: Path, undirected: bool) -> NamedMatrix:
 def _words(path: Path, delimiter: str | None, count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The names of all sources, then of all targets; and the weights."""
     sources, targets, weights = [], [], []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines(path), start=1):
         fields = [field.strip() for field in line.split(delimiter)]
         if len(fields) != count:
             raise ValueError(f"edge {number} has {len(fields)} fields, but the first has {count}: {line!r}")
@@ -115,8 +115,8 @@ def _words(path: Path, delimiter: str | None, count: int) -> tuple[np.ndarray, n
     return np.array([*sources, *targets]), np.array(weights) if count == 3 else None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines that are no comments."""
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, or of a compressed one, that are no comments."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for line in file:
             text = line.strip()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
 
 import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import xgi
 from typer.testing import CliRunner
 
 from subdeq_plugin.cli.main import app
-from subdeq_plugin.errors import DataError, DomainError, OptionError
+from subdeq_plugin.errors import DataError, DomainError, OptionError, ShapeError
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -78,3 +82,84 @@ def test_errors(tmp_path):
     ):
         with pytest.raises(error, match=message):
             run(*arguments)
+
+
+def test_hubs_and_authorities(tmp_path):
+    graph = nx.gnp_random_graph(40, 0.08, seed=2, directed=True)
+    nx.write_edgelist(graph, tmp_path / "graph.txt", data=False)
+    output = run(tmp_path / "graph.txt", "--as", "hits", "--out", tmp_path / "x.csv", "--json", tmp_path / "x.json")
+    hubs, authorities = nx.hits(graph, tol=1e-14, max_iter=10_000)
+    rows = [line.split(",") for line in (tmp_path / "x.csv").read_text().splitlines()]
+    for name, expected in (("hubs", hubs), ("authorities", authorities)):
+        found = {int(node): float(value) for kind, node, value in rows if kind == name}
+        assert found == {node: pytest.approx(expected[node], abs=1e-8) for node in found}
+        assert f"largest {name}: " in output
+    summary = json.loads((tmp_path / "x.json").read_text())
+    assert len(summary["factors"]) == 2
+    assert summary["error_bound"] < 1e-8
+    assert summary["lower"] <= summary["eigenvalue"] <= summary["upper"]
+    with pytest.raises(DataError, match="would mix hubs and authorities"):
+        run(tmp_path / "graph.txt", "--as", "hits", "--out", tmp_path / "x.npy")
+
+
+HYPEREDGES = "# people\nann bob cleo\nbob cleo dan\nann, dan, eve\ncleo dan eve\nann bob eve\n"
+
+
+@pytest.mark.parametrize("kind", ["h-eigen", "z-eigen", "node-edge"])
+def test_centralities_of_hypergraphs(kind, tmp_path):
+    (tmp_path / "edges.txt").write_text(HYPEREDGES)
+    output = run(tmp_path / "edges.txt", "--as", kind, "--out", tmp_path / "x.csv")
+    graph = xgi.Hypergraph([line.replace(",", "").split() for line in HYPEREDGES.splitlines()[1:]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = {
+            "h-eigen": lambda: xgi.h_eigenvector_centrality(graph, max_iter=10_000, tol=1e-14, seed=0),
+            "z-eigen": lambda: xgi.z_eigenvector_centrality(graph, max_iter=10_000, tol=1e-14),
+            "node-edge": lambda: xgi.node_edge_centrality(
+                graph, f=lambda x: x**2, g=lambda x: x**0.5, phi=lambda x: x**2, psi=lambda x: x**0.5,
+                max_iter=10_000, tol=1e-14,
+            )[0],
+        }[kind]()  # fmt: skip
+    rows = [line.split(",") for line in (tmp_path / "x.csv").read_text().splitlines()]
+    found = {row[-2]: float(row[-1]) for row in rows if row[0] != "edges"}
+    assert found == {node: pytest.approx(value, abs=1e-8) for node, value in expected.items()}
+    assert "5 nodes, 5 hyperedges" in output
+    if kind == "node-edge":
+        assert sum(row[0] == "edges" for row in rows) == 5
+        assert rows[-1][1] == "ann bob eve"
+
+
+def test_bad_hypergraphs(tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "single.txt").write_text("ann\nann bob\n")
+    for name, error, message in (
+        ("absent.txt", DataError, "list of hyperedges"),
+        ("empty.txt", DataError, "no hyperedges"),
+        ("single.txt", ShapeError, "two or more"),
+    ):
+        with pytest.raises(error, match=message):
+            run(tmp_path / name, "--as", "h-eigen")
+    with pytest.raises(OptionError, match="unknown kind"):
+        run(tmp_path / "single.txt", "--as", "heigen")
+
+
+def test_a_defective_matrix_is_told(tmp_path):
+    np.save(tmp_path / "jordan.npy", np.array([[1.0, 1.0], [0.0, 1.0]]))
+    assert "defective, 2 classes have this radius, 2 in a row" in run(tmp_path / "jordan.npy")
+
+
+def test_a_million_edges_in_bounded_memory(tmp_path):
+    """The whole process, its imports included, stays below the gigabyte that the documentation promises."""
+    rng = np.random.default_rng(0)
+    np.savetxt(tmp_path / "edges.txt", rng.integers(200_000, size=(1_000_000, 2)), fmt="%d")
+    code = (
+        "import resource, sys\n"
+        "from subdeq_plugin.cli.main import app\n"
+        f"sys.argv = ['subdeq', 'perron', {str(tmp_path / 'edges.txt')!r}]\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    print('code', end.code)\n"
+        "print('kilobytes', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert "guaranteed" in done.stdout, done.stderr
+    assert "code 0" in done.stdout
+    assert int(done.stdout.split()[-1]) < 1_000_000
