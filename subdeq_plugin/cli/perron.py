@@ -27,8 +27,8 @@ def perron_command(
     file: Annotated[
         Path,
         typer.Argument(
-            help=".npz, .npy, .mtx, .graphml, or an edge list: source target [weight]. Of a hypergraph the nodes of an "
-            "edge on each line."
+            help=".npz, .npy, .mtx, .graphml, or an edge list: source, target and, if you like, a weight. Of a "
+            "hypergraph the nodes of an edge on each line."
         ),
     ],
     kind: Annotated[str, typer.Option("--as", help=f"What to make of it: {', '.join(KINDS)}.")] = "matrix",

@@ -38,6 +38,8 @@ _FEW = 12  # steps of the power method after which it is judged
 _WINDOW = 6  # by its last few steps
 _MORE = 40  # further steps for which a faster method is not worth its start
 _BALANCED = 2  # further passes of a Krylov method, each in variables in which the vector so far is constant
+_CHEAP = 1e2  # operations of a factorisation, for each entry, that cost less than a Krylov method
+_AFFORDABLE, _MOST = 2e4, 2e10  # and what they may cost at all: some seconds
 _POLISH = 12  # of the power method after a Krylov method, whose small entries are inaccurate
 _DENSE = 600  # entries up to which Noda's iteration is the fastest
 
@@ -147,9 +149,25 @@ def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Fo
     """`found` with the samples `which` continued: irreducible, with a small spectral gap."""
     map_ = problem.map_
     large = map_.entries > _DENSE
-    if large and isinstance(map_, DenseMatrix | SparseMatrix):
+    if large and isinstance(map_, SparseMatrix):
+        return _joined(found, _sparse(problem, found.z, goal))
+    if large and isinstance(map_, DenseMatrix):
         return _merged(found, which, _krylov(problem, found.z[which], which, goal))
     return _continued(map_, found, which, LogAnderson() if large or isinstance(map_, FunctionMap) else Noda(), goal)
+
+
+def _sparse(problem: Target, start: Tensor, goal: Goal) -> Found:
+    """The pair of a sparse matrix: by Noda's iteration where factorisations cost little, else first by ARPACK."""
+    pattern, map_ = problem.pattern(0), problem.map_
+    assert pattern is not None
+    entries = pattern.matrix.nnz
+    if pattern.elimination <= _CHEAP * entries:
+        return iterate(map_, Noda(), start, goal)
+    found = _krylov(problem, start, torch.arange(1, device=start.device), goal)
+    rest = goal.after(found.evaluations)
+    if not _open(found) or rest.max_iter < 1 or pattern.elimination > min(_AFFORDABLE * entries, _MOST):
+        return found
+    return _joined(found, iterate(map_, Noda(), found.z, rest))
 
 
 def _steps_left(found: Found, goal: Goal) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from flint import arb, fmpq
 
 import subdeq_plugin as sd
 from subdeq_plugin.perron import power_mean
@@ -113,3 +114,28 @@ def test_multiplicities_of_batches_and_of_other_maps():
     assert result.multiplicity.tolist() == [2, 2, 1]
     assert result.index.tolist() == [2, 1, 1]
     assert int(sd.perron(power_mean(torch.ones(2, 2), 2)).multiplicity) == 0
+
+
+def test_the_cost_of_elimination():
+    path = sp.diags_array([np.ones(999), np.ones(999)], offsets=[-1, 1])
+    assert Pattern(sp.csr_array(path)).elimination == 1000
+    cycle = sp.csr_array(np.roll(np.eye(100), 1, axis=1))
+    assert Pattern(cycle).elimination == 2 + 49 * 8
+    side = sp.eye_array(10, k=1) + sp.eye_array(10, k=-1)
+    grid = sp.csr_array(sp.kron(side, sp.eye_array(10)) + sp.kron(sp.eye_array(10), side))
+    diagonals = [*range(1, 11), *range(9, 0, -1)]
+    assert Pattern(grid).elimination == sum(width**3 for width in diagonals)
+
+
+@pytest.mark.parametrize("n", [700, 3000])
+def test_tiny_gaps_of_narrow_matrices(n):
+    """A path: the relative gap is `15 / n^2`, and the eigenvalue `2 cos(pi / (n + 1))`."""
+    path = sp.csr_array(sp.diags_array([np.ones(n - 1), np.ones(n - 1)], offsets=[-1, 1]))
+    result = sd.perron(path)
+    assert result.converged
+    assert float(result.width) < 1e-12
+    exact = 2 * arb.cos_pi_fmpq(fmpq(1, n + 1))
+    assert arb(float(result.lower)) <= exact
+    assert arb(float(result.upper)) >= exact
+    sines = np.sin(np.pi * np.arange(1, n + 1) / (n + 1))
+    np.testing.assert_allclose(result.eigenvector, sines / sines.sum(), rtol=1e-8)
