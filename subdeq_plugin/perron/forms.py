@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..errors import OptionError, ShapeError
 from .base import Jacobian
 from .birkhoff import birkhoff_ratio
 from .multi import Multihomogeneous
-from .pieces import Piece
+from .pieces import Piece, nonnegative
 from .tensors import by_autograd
 
 __all__ = ["BlockPowers", "Contractions", "hits", "singular_vectors"]
@@ -36,6 +37,7 @@ class Contractions(Piece):
     values: Tensor
     indices: Tensor
     shape: tuple[int, ...]
+    parameters: ClassVar[tuple[str, ...]] = ("values",)
 
     @classmethod
     def of(cls, tensor: Tensor) -> Contractions:
@@ -86,16 +88,9 @@ class Contractions(Piece):
         return (len(self.shape) - 1) * (before + 1) + most
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Contractions:
-        return replace(self, values=tensors[0])
-
-    @property
     def defect(self) -> str:
         values = self.values.detach()
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+        if not nonnegative(values):
             return "a tensor must have nonnegative finite entries"
         for k, (index, size) in enumerate(zip(self.indices, self.shape, strict=True)):
             met = torch.zeros(size, dtype=torch.bool, device=values.device)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch import Tensor
 from .base import Jacobian
 from .birkhoff import birkhoff_ratio
 
-__all__ = ["Geometric", "Largest", "Matrix", "Piece", "Powers", "Sparse", "matrix_piece"]
+__all__ = ["Geometric", "Largest", "Matrix", "Piece", "Powers", "Sparse", "matrix_piece", "nonnegative"]
 
+P = TypeVar("P", bound="Piece")
 _POW = 40  # roundings that a power may be wrong by
 _EVEN = 2.0**-48  # by which degrees of rows may differ that are meant to be equal
 _LONGEST = 840  # binary digits between the logarithms of entries
@@ -27,11 +29,13 @@ class Piece(ABC):
         degree: of homogeneity, positive; `F(c z) = c ** degree F(z)`, or its reciprocal where `reverses`.
         reverses: whether it reverses the order.
         inputs: `N`; None where any number will do.
+        parameters: the names of the fields that hold its tensors; a piece is a dataclass.
     """
 
     degree: float
     inputs: int | None = None
     reverses: bool = False
+    parameters: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor: ...
@@ -64,10 +68,12 @@ class Piece(ABC):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return ()
+        """Those in which it is differentiable."""
+        return tuple(getattr(self, name) for name in self.parameters)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
-        return self
+    def with_tensors(self: P, tensors: Sequence[Tensor]) -> P:
+        """The same piece with others; they are not checked."""
+        return replace(self, **dict(zip(self.parameters, tensors, strict=True)))  # type: ignore[type-var]
 
     @property
     @abstractmethod
@@ -81,24 +87,18 @@ class _OfMatrix(Piece):
 
     matrix: Tensor
     degree: float = 1.0
+    parameters: ClassVar[tuple[str, ...]] = ("matrix",)
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
         return self.matrix.shape[-1]
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.matrix,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Piece:
-        return replace(self, matrix=tensors[0])
-
-    @property
     def defect(self) -> str:
         values = self.matrix.detach()
         if values.layout != torch.strided:
             return "a sparse matrix is a piece of its own: use Sparse.of(matrix)"
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+        if not nonnegative(values):
             return "a matrix must have nonnegative finite entries"
         return "" if bool((values > 0).any(dim=-1).all()) else "a matrix has a zero row, so its image is not positive"
 
@@ -159,6 +159,7 @@ class Sparse(Piece):
     columns: Tensor
     shape: tuple[int, int]
     degree: float = 1.0
+    parameters: ClassVar[tuple[str, ...]] = ("values",)
 
     @classmethod
     def of(cls, matrix: Tensor) -> Sparse:
@@ -185,20 +186,18 @@ class Sparse(Piece):
         return before + int(torch.bincount(self.rows).max())
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Sparse:
-        return replace(self, values=tensors[0])
-
-    @property
     def defect(self) -> str:
         values = self.values.detach()
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+        if not nonnegative(values):
             return "a matrix must have nonnegative finite entries"
         met = torch.zeros(self.shape[0], dtype=torch.bool, device=values.device)
         met[self.rows[values > 0]] = True
         return "" if bool(met.all()) else "a matrix has a zero row, so its image is not positive"
+
+
+def nonnegative(values: Tensor) -> bool:
+    """Whether all values are nonnegative and finite."""
+    return bool((values >= 0).all()) and bool(values.isfinite().all())
 
 
 def matrix_piece(matrix: Tensor) -> Matrix | Sparse:
@@ -214,6 +213,7 @@ class Geometric(Piece):
     """
 
     exponents: Tensor
+    parameters: ClassVar[tuple[str, ...]] = ("exponents",)
 
     @property
     def degree(self) -> float:  # type: ignore[override]
@@ -249,16 +249,9 @@ class Geometric(Piece):
         return 0.0
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.exponents,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Geometric:
-        return replace(self, exponents=tensors[0])
-
-    @property
     def defect(self) -> str:
         values = self.exponents.detach()
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+        if not nonnegative(values):
             return "exponents must be nonnegative and finite"
         rows = values.to(torch.float64).sum(dim=1)
         if not bool((rows > 0).all()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .base import Jacobian, Product
 from .birkhoff import birkhoff_ratio
 from .chain import Chain
 from .multi import Multihomogeneous
-from .pieces import Piece, Powers, matrix_piece
+from .pieces import Piece, Powers, matrix_piece, nonnegative
 
 __all__ = ["Hyperedges", "TensorForm", "by_autograd", "h_eigen", "node_edge", "z_eigen"]
 
@@ -48,6 +49,7 @@ class TensorForm(Piece):
     """`z -> T z^(m-1)` for a dense nonnegative tensor with `m >= 2` dimensions of size `N`; the first is left."""
 
     tensor: Tensor
+    parameters: ClassVar[tuple[str, ...]] = ("tensor",)
 
     @property
     def degree(self) -> float:  # type: ignore[override]
@@ -76,16 +78,9 @@ class TensorForm(Piece):
         return (self.tensor.dim() - 1) * (before + self.tensor.shape[0])
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.tensor,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> TensorForm:
-        return replace(self, tensor=tensors[0])
-
-    @property
     def defect(self) -> str:
         values = self.tensor.detach()
-        if not (bool((values >= 0).all()) and bool(values.isfinite().all())):
+        if not nonnegative(values):
             return "a tensor must have nonnegative finite entries"
         positive = (values > 0).flatten(1).any(dim=1)
         return "" if bool(positive.all()) else f"row {int((~positive).nonzero()[0])} of the tensor is zero"
