@@ -30,9 +30,11 @@ import subdeq_plugin as sd
 from subdeq_plugin.bridge.runtime import probe
 
 WIDTH = 1e-10
-PRODUCTS = 3000
+PRODUCTS = 5000
 JULIA = ("auto", "krylov", "noda", "newton")
-NETWORKX = 30_000  # rows up to which its graphs are built
+NETWORKX = 30_000  # rows up to which its graphs are built,
+STEPS = 60  # and how many steps it gets: a second takes a few
+MESHES = 200_000  # rows up to which a lattice is solved by anything here in a minute
 
 Matrix = sp.csr_array
 Work = Callable[[], np.ndarray]

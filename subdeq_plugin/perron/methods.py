@@ -38,8 +38,8 @@ _FEW = 12  # steps of the power method after which it is judged
 _WINDOW = 6  # by its last few steps
 _MORE = 40  # further steps for which a faster method is not worth its start
 _BALANCED = 2  # further passes of a Krylov method, each in variables in which the vector so far is constant
-_CHEAP = 1e2  # operations of a factorisation, for each entry, that cost less than a Krylov method
-_AFFORDABLE, _MOST = 2e4, 2e10  # and what they may cost at all: some seconds
+_NARROW = 8  # mean distance of entries from the diagonal up to which factorisations cost next to nothing
+_AFFORDABLE, _MOST = 2e4, 2e10  # operations of a factorisation, for each entry and in all: some seconds
 _POLISH = 12  # of the power method after a Krylov method, whose small entries are inaccurate
 _DENSE = 600  # entries up to which Noda's iteration is the fastest
 
@@ -157,15 +157,14 @@ def _accelerated(problem: Target, found: Found, which: Tensor, goal: Goal) -> Fo
 
 
 def _sparse(problem: Target, start: Tensor, goal: Goal) -> Found:
-    """The pair of a sparse matrix: by Noda's iteration where factorisations cost little, else first by ARPACK."""
+    """The pair of a sparse matrix: by ARPACK, but by Noda's iteration where factorisations cost less."""
     pattern, map_ = problem.pattern(0), problem.map_
     assert pattern is not None
-    entries = pattern.matrix.nnz
-    if pattern.elimination <= _CHEAP * entries:
+    if pattern.reach <= _NARROW:
         return iterate(map_, Noda(), start, goal)
     found = _krylov(problem, start, torch.arange(1, device=start.device), goal)
     rest = goal.after(found.evaluations)
-    if not _open(found) or rest.max_iter < 1 or pattern.elimination > min(_AFFORDABLE * entries, _MOST):
+    if not _open(found) or rest.max_iter < 1 or pattern.elimination > min(_AFFORDABLE * pattern.matrix.nnz, _MOST):
         return found
     return _joined(found, iterate(map_, Noda(), found.z, rest))
 

@@ -85,6 +85,12 @@ class Pattern:
         return self.period == 1
 
     @cached_property
+    def reach(self) -> float:
+        """The mean distance of nonzero entries from the diagonal: small for narrow bands, wrapped around or not."""
+        rows = np.repeat(np.arange(self.matrix.shape[0]), np.diff(self.matrix.indptr))
+        return float(np.abs(rows - self.matrix.indices).mean()) if len(rows) else 0.0
+
+    @cached_property
     def elimination(self) -> float:
         """About the operations of a factorisation, eliminating level by level.
 
