@@ -98,9 +98,7 @@ def by_power(matrix: Matrix) -> np.ndarray:
 def by_networkx(graph: nx.DiGraph) -> np.ndarray:
     try:
         # Its vectors are left ones, and its tolerance is for the change of the mean entry.
-        scores = nx.eigenvector_centrality(
-            graph, max_iter=PRODUCTS, tol=WIDTH / graph.number_of_nodes(), weight="weight"
-        )
+        scores = nx.eigenvector_centrality(graph, max_iter=STEPS, tol=WIDTH / graph.number_of_nodes(), weight="weight")
     except nx.PowerIterationFailedConvergence:
         return np.zeros(graph.number_of_nodes())
     return np.array([scores[node] for node in range(graph.number_of_nodes())])
