@@ -168,6 +168,13 @@ class Sparse(Target):
         assert isinstance(self.parametrised, _SparseProduct)
         return self.parametrised.to_scipy()
 
+    @cached_property
+    def _pattern(self) -> Pattern:
+        return Pattern(self.submatrix(0))
+
+    def pattern(self, sample: int) -> Pattern:
+        return self._pattern
+
     def transposed(self) -> Sparse:
         assert isinstance(self.map_, SparseMatrix) and isinstance(self.parametrised, _SparseProduct)
         flipped = replace(self.parametrised, flipped=not self.parametrised.flipped)

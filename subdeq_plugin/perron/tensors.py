@@ -117,7 +117,8 @@ class Hyperedges(Piece):
 
     def __call__(self, z: Tensor) -> Tensor:
         result = z.new_zeros(z.shape)
-        for edges, weights in zip(self.edges, self.weights, strict=True):
+        for nodes, weights in zip(self.edges, self.weights, strict=True):
+            edges = nodes.to(z.device)
             terms = self._terms(z[..., edges]) * weights.to(z.dtype)[:, None]
             result = result.index_add(-1, edges.flatten(), terms.flatten(-2))
         return result
