@@ -105,7 +105,7 @@ class EigenMap(ABC):
         between `1 / (1 + gamma_k)` and `1 + gamma_k`, or where products may underflow, by another `k 2**-1074`. A norm
         is 1 up to rounding only; a factor `c` off, it costs the bounds as much.
         """
-        k = (self.roundings or 0) + (4 if self.norm is None else self.entries + 50)
+        k = self.outward_roundings
         outward = 1 + 2 * gamma(k)
         low = high = image / z
         if self._may_underflow:
@@ -115,6 +115,11 @@ class EigenMap(ABC):
             lost = torch.where(tiny, k * math.ldexp(_ULP, 400), 0.0)[:, None]
             low, high = (image - lost).clamp_min(0.0) / z, (image + lost) / z
         return low.amin(dim=1) / outward, high.amax(dim=1) * outward
+
+    @property
+    def outward_roundings(self) -> int:
+        """Upper bound on the roundings behind a quotient `F(z)_i / z_i`, those of the norm of `z` included."""
+        return (self.roundings or 0) + (4 if self.norm is None else self.entries + 50)
 
     @cached_property
     def _may_underflow(self) -> bool:
@@ -133,6 +138,15 @@ class EigenMap(ABC):
         """The derivative at `z (B, N)` as matrices `(B, N, N)`."""
         return columns(self.tangent(z), z)
 
+    @property
+    def degrees(self) -> Tensor:
+        """`(d, d)` float64, the degrees of homogeneity; of matrices, and wherever `curvature` is finite."""
+        return torch.ones(1, 1, dtype=torch.float64)
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        """`J_ij z_j / F_i` at `z (B, N)` with its image, as matrices `(B, N, N)`."""
+        return self.jacobian(z) * z[:, None, :] / image[:, :, None]
+
     def shifted_solve(self, z: Tensor, shift: Tensor) -> Tensor:
         """`(shift I - J(z))^-1 z` for every row, `shift (B,)`; rows that could not be solved are NaN.
 
@@ -140,16 +154,19 @@ class EigenMap(ABC):
         a factorisation does not lose the small entries of `z`. Where the map is not homogeneous, `J` is the derivative
         of `|z| F(z / |z|)`, which is, and has the same eigenvectors of norm 1.
         """
-        product, scale = self.tangent(z), shift[:, None]
+        image, scale = self(z), shift[:, None]
+        # A rank-one term; zero for a homogeneous map.
+        defect, gradient = torch.zeros_like(z), torch.zeros_like(z)
         if self.norm is not None:
             gradient = self.blocks.gradient(z, self.norm)
-            defect = (self(z) - product(z)).clamp_min(0.0)
-            product = _plus_rank_one(product, defect, gradient)
+            defect = (image - self.tangent(z)(z)).clamp_min(0.0)
         if self.entries > _DENSE:
-            right = torch.ones_like(z) / scale
+            product, right = _plus_rank_one(self.tangent(z), defect, gradient), torch.ones_like(z) / scale
             return z * gmres(lambda w: product(z * w) / (z * scale), right, rtol=1e-10, krylov_dim=_KRYLOV)[0]
-        jacobian = self.jacobian(z) if self.norm is None else columns(product, z)
-        matrix = -jacobian * z[:, None, :] / z[:, :, None]
+        quotients = image / z
+        matrix = -self.elasticity(z, image) * quotients[:, :, None]
+        if self.norm is not None:
+            matrix = matrix - (defect / z)[:, :, None] * (gradient * z)[:, None, :]
         matrix.diagonal(dim1=1, dim2=2).add_(scale)
         solution, info = torch.linalg.solve_ex(matrix, torch.ones_like(z))
         return torch.where((info == 0)[:, None], z * solution, math.nan)

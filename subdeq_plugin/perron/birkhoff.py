@@ -17,6 +17,7 @@ __all__ = ["birkhoff_ratio"]
 
 _EXACT = 256  # rows up to which all pairs are compared
 _CHUNK = 2**24  # entries of a comparison
+_MOST = 2**31  # entries of all of them
 _OUTWARD = 1 + 256 * UNIT  # elementary functions are accurate to 32 units
 
 
@@ -27,9 +28,13 @@ def birkhoff_ratio(matrices: Tensor) -> Tensor:
     at most twice the diameter of them.
     """
     logs = matrices.log()
-    if matrices.shape[1] <= _EXACT:
-        width = max(1, _CHUNK // (matrices.shape[1] * matrices[0].numel()))
+    rows = matrices.shape[1]
+    if rows * matrices[0].numel() <= _CHUNK:
+        width = _CHUNK // (rows * matrices[0].numel())
         diameter = torch.cat([_diameters(part) for part in logs.split(width)])
+    elif rows <= _EXACT and rows * matrices[0].numel() <= _MOST:
+        most = torch.stack([(logs - logs[:, i : i + 1]).amax(dim=2) for i in range(rows)], dim=1)
+        diameter = (most + most.mT).flatten(1).amax(dim=1)
     else:
         beside = logs - logs[:, :1]
         diameter = 2 * (beside.amax(dim=2) - beside.amin(dim=2)).amax(dim=1)

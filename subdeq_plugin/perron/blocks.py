@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "norm"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Blocks:
 
     def norms(self, z: Tensor, p: float) -> Tensor:
         """The p-norms `(..., d)`."""
-        return torch.stack([torch.linalg.vector_norm(part, ord=p, dim=-1) for part in self.split(z)], dim=-1)
+        return torch.stack([norm(part, p) for part in self.split(z)], dim=-1)
 
     def sums(self, z: Tensor) -> Tensor:
         """`(..., d)`."""
@@ -57,3 +57,10 @@ class Blocks:
             return unit ** (p - 1)
         peaks = [torch.nn.functional.one_hot(part.argmax(dim=-1), part.shape[-1]) for part in self.split(unit)]
         return torch.cat(peaks, dim=-1).to(unit.dtype)
+
+
+def norm(z: Tensor, p: float) -> Tensor:
+    """The p-norms `(...)` of `z (..., N)`, whose powers stay in the range of numbers."""
+    top = z.detach().abs().amax(dim=-1, keepdim=True)
+    top = torch.where((top > 0) & top.isfinite(), top, 1.0)
+    return top[..., 0] * torch.linalg.vector_norm(z / top, ord=p, dim=-1)

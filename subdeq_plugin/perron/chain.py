@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .._shapes import check_floating
 from ..errors import DomainError, OptionError, ShapeError
 from .base import EigenMap, Jacobian, Product, columns
 from .pieces import Largest, Piece, Powers, matrix_piece
@@ -22,6 +24,7 @@ from .pieces import Largest, Piece, Powers, matrix_piece
 __all__ = ["EXACT", "Chain", "ChainMap", "Composition", "p_norms", "power_mean"]
 
 C = TypeVar("C", bound="Composition")
+_LOST = 2.0**-1000  # products below it may lose digits
 _SAFE = 2.0**900  # beyond it and below its inverse, relative errors are no longer bounded
 EXACT = 2.0**-48  # a degree this close to 1 is 1 up to the rounding of its factors
 
@@ -34,6 +37,8 @@ class Composition:
 
     def __post_init__(self) -> None:
         for piece in self.pieces:
+            for tensor in piece.tensors:
+                check_floating(type(piece).__name__, tensor)
             if piece.defect:
                 raise DomainError(f"{type(piece).__name__}: {piece.defect}.")
 
@@ -82,6 +87,15 @@ class Composition:
         """The derivative at `z` as matrices `(..., N, N)`."""
         return columns(self.linearize(z).jvp, z)
 
+    def elasticity(self, z: Tensor) -> Tensor:
+        """`J_ij z_j / F_i` at `z (B, N)` as matrices `(B, N, N)`."""
+        total = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        for piece in self.pieces:
+            image = piece(z)
+            total = piece.elasticity(z, image) @ total
+            z = image
+        return total.expand(len(z), -1, -1)
+
     @property
     def curvature(self) -> float:
         """`c`, where its elasticities change by a factor of at most `exp(c r)` if logarithms change by `r`."""
@@ -102,8 +116,12 @@ class Composition:
         """`F(z)` for `z (B, N)`; NaN where powers leave the range in which rounding errors are relative ones."""
         inside = torch.ones_like(z[:, 0], dtype=torch.bool)
         for piece in self.pieces:
-            z = piece(z)
-            inside &= (z.amax(dim=1) < _SAFE) & (z.amin(dim=1) > 1 / _SAFE)
+            image = piece(z)
+            inside &= (image.amax(dim=1) < _SAFE) & (image.amin(dim=1) > 1 / _SAFE)
+            if piece.order > 1:  # what underflows may be multiplied up again
+                lost = _LOST * z.amax(dim=1).clamp(min=1.0) ** (piece.order - 1)
+                inside &= lost < image.amin(dim=1)
+            z = image
         return torch.where(inside[:, None], z, math.nan)
 
 
@@ -170,13 +188,13 @@ class ChainMap(EigenMap):
         """With vectors of that norm where the chain is not homogeneous of degree 1."""
         fixed = chain.with_tensors([tensor.detach().to(torch.float64) for tensor in chain.tensors])
         count = fixed.roundings()
-        steepest = degree = 1.0
+        steepest, degree = 1.0, Fraction(1)
         for piece in fixed.pieces:
-            degree *= piece.degree
-            steepest = max(steepest, degree)
+            degree *= Fraction(piece.degree)
+            steepest = max(steepest, float(degree))
         homogeneous = abs(degree - 1) <= EXACT
         if homogeneous:  # what the deviation makes of vectors up to 2**600 apart
-            count += math.ceil(abs(degree - 1) * 2.0**53 * 420)
+            count += math.ceil(float(abs(degree - 1)) * 2.0**53 * 420)
         return cls(
             fixed,
             entries,
@@ -192,6 +210,13 @@ class ChainMap(EigenMap):
 
     def tangent(self, z: Tensor) -> Product:
         return self.chain.linearize(z).jvp
+
+    @property
+    def degrees(self) -> Tensor:
+        return torch.tensor([[self.chain.degree]], dtype=torch.float64)
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.chain.elasticity(z)
 
     def rate(self) -> Tensor:
         product = math.prod(piece.rate() for piece in self.chain.pieces) * (1 + 2.0**-40)
@@ -212,7 +237,7 @@ def power_mean(weights: Tensor, p: float) -> Chain:
     if p == math.inf:
         return Chain((Largest(weights),))
     piece = matrix_piece(weights)
-    return Chain((Powers(p), piece, Powers(1 / p))) if p != 1 else Chain((piece,))
+    return Chain((Powers(p), piece, Powers.inverse(p))) if p != 1 else Chain((piece,))
 
 
 def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
@@ -229,4 +254,4 @@ def p_norms(matrix: Tensor, p: float, q: float) -> Chain:
     if not 1 < p <= q < math.inf:
         raise OptionError(f"p and q must be finite with 1 < p <= q, got p={p!r} and q={q!r}.")
     piece = matrix_piece(matrix)
-    return Chain((piece, Powers(p - 1), piece.transposed(), Powers(1 / (q - 1))), exponent=(q - 1) / p)
+    return Chain((piece, Powers(p - 1), piece.transposed(), Powers.inverse(q - 1)), exponent=(q - 1) / p)

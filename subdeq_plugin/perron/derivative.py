@@ -21,6 +21,7 @@ from ..result import Solution, Status
 from ..solvers import AdjointMap, FixedPointMap, Gmres, Problem, Solver, Stop
 from .base import Jacobian, columns
 from .blocks import Blocks
+from .blocks import norm as vector_norm
 
 __all__ = ["Parametrised", "attach", "attach_function"]
 
@@ -148,7 +149,7 @@ def attach_function(function: Callable[[Tensor], Tensor], x: Tensor, p: float) -
         return image / norm(image).reshape(-1, *[1] * (z.dim() - 1))
 
     def norm(image: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(image.flatten(1), ord=p, dim=1, keepdim=True)
+        return vector_norm(image.flatten(1), p)[:, None]
 
     solver = Gmres(linear_rtol=1e-2 * torch.finfo(x.dtype).eps ** 0.5, krylov_dim=60)
     adjoint = Adjoint(solver, Stop(tol=torch.finfo(x.dtype).eps ** 0.6, max_iter=200), report=_require_solved)

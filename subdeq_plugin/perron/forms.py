@@ -14,7 +14,7 @@ from ..errors import OptionError, ShapeError
 from .base import Jacobian
 from .birkhoff import birkhoff_ratio
 from .multi import Multihomogeneous
-from .pieces import Piece, nonnegative
+from .pieces import Piece, count, nonnegative
 from .tensors import by_autograd
 
 __all__ = ["BlockPowers", "Contractions", "hits", "singular_vectors"]
@@ -41,9 +41,16 @@ class Contractions(Piece):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Contractions:
-        """From a dense or a sparse COO tensor; only its nonzero entries are kept."""
+        """From a dense or a sparse COO tensor; zeros are left out of a dense one that needs no gradient.
+
+        Raises:
+            ShapeError: it has fewer than two dimensions, or dense ones among sparse ones.
+        """
+        if tensor.dim() < 2 or (tensor.is_sparse and tensor.dense_dim()):
+            raise ShapeError(f"tensor must have two or more dimensions, all sparse, got shape {tuple(tensor.shape)}.")
         if tensor.layout == torch.strided:
-            indices = (tensor.detach() != 0).nonzero().T
+            # With gradients, those of zeros count as well.
+            indices = ((tensor.detach() != 0) | tensor.requires_grad).nonzero().T
             return cls(tensor[tuple(indices)], indices, tuple(tensor.shape))
         entries = tensor.to_sparse_coo().coalesce()
         return cls(entries.values(), entries.indices(), tuple(tensor.shape))
@@ -51,6 +58,14 @@ class Contractions(Piece):
     @property
     def inputs(self) -> int:  # type: ignore[override]
         return sum(self.shape)
+
+    @property
+    def order(self) -> int:
+        return len(self.shape) - 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.shape
 
     @property
     def degrees(self) -> Tensor:
@@ -83,6 +98,20 @@ class Contractions(Piece):
     def linearize(self, z: Tensor) -> Jacobian:
         return by_autograd(self, z)
 
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        n = self.inputs
+        starts = [sum(self.shape[:k]) for k in range(len(self.shape))]
+        terms = self.values.to(z.dtype)
+        places = [index + start for index, start in zip(self.indices, starts, strict=True)]
+        total = z.new_zeros(len(z), n * n)
+        for k, into in enumerate(places):
+            shares = terms / image[:, into]
+            for j, of in enumerate(places):
+                shares = shares * z[:, of] if j != k else shares
+            for j, of in enumerate(places):
+                total = total.index_add(1, into * n + of, shares) if j != k else total
+        return total.view(-1, n, n)
+
     def roundings(self, before: int) -> int:
         most = max(int(torch.bincount(index).max()) for index in self.indices)
         return (len(self.shape) - 1) * (before + 1) + most
@@ -106,11 +135,15 @@ class BlockPowers(Piece):
 
     Attributes:
         powers: `p_1, ..., p_d`.
-        sizes: of the blocks.
+        block_sizes: `n_1, ..., n_d`.
     """
 
     powers: tuple[float, ...]
-    sizes: tuple[int, ...]
+    block_sizes: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.block_sizes
 
     @property
     def degrees(self) -> Tensor:
@@ -132,12 +165,14 @@ class BlockPowers(Piece):
         return z ** self._exponents(z)
 
     def linearize(self, z: Tensor) -> Jacobian:
-        exponents = self._exponents(z)
-        slope = exponents * z ** (exponents - 1)
-        return Jacobian(lambda v: slope * v, lambda u: slope * u)
+        value = self._exponents(z) * self(z)
+        return Jacobian(lambda v: value * (v / z), lambda u: value * u / z)
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return torch.diag(self._exponents(z)).expand(len(z), -1, -1)
 
     def roundings(self, before: int) -> int:
-        return math.ceil(max(self.powers) * before) + _POW
+        return count(max(self.powers) * before) + _POW
 
     @property
     def defect(self) -> str:

@@ -25,7 +25,7 @@ _FURTHEST = 2.0  # by which a step changes logarithms, at most
 
 def _bordered(map_: EigenMap, z: Tensor, image: Tensor) -> Tensor:
     """The derivatives `(B, N + d, N + d)`."""
-    elasticities = map_.jacobian(z) * z[:, None, :] / image[:, :, None]
+    elasticities = map_.elasticity(z, image)
     borders = _indicators(map_.blocks, z)
     d, batch = len(map_.blocks), z.shape[:1]
     eye = torch.eye(map_.entries, dtype=z.dtype, device=z.device)
@@ -83,9 +83,12 @@ def nearby(map_: EigenMap, z: Tensor) -> float:
     size = np.abs(inverse)
     elastic = np.zeros((n + d, n))
     elastic[:n] = np.abs(matrix[:n, :n] + np.eye(n)) + 2.0**-52 * np.eye(n)
-    changes = float((size @ elastic).sum(axis=1).max())  # of C times the elasticities
+    # Elasticities of one row add up to the degrees; what is missing was lost to underflow.
+    degrees = map_.blocks.spread(map_.degrees.sum(dim=1)).expand(n).numpy()
+    lost = float((size[:, :n] @ np.abs(elastic[:n].sum(axis=1) - degrees)).max())
+    changes = float((size @ elastic).sum(axis=1).max()) + lost  # of C times the elasticities
     rounded = gamma(n + d + 4) * float((size @ np.abs(matrix)).sum(axis=1).max()) + unit * changes
-    defect = float(np.abs(np.eye(n + d) - inverse @ matrix).sum(axis=1).max()) + 2 * rounded
+    defect = float(np.abs(np.eye(n + d) - inverse @ matrix).sum(axis=1).max()) + 2 * rounded + lost
     first = float(size[:, :n].sum(axis=1).max()) * residual
     changes, first = changes * (1 + 2.0**-20), first * (1 + 2.0**-20)
     for radius in (2 * first, 8 * first, 1e-8, 1e-4):

@@ -103,6 +103,7 @@ def iterate(
     iterations, stalled = np.zeros_like(status), np.zeros_like(status)
     active = np.ones(samples, dtype=bool) if only is None else only.cpu().numpy()
     floor = 8 * gamma((map_.roundings or 0) + 8) * map_.epsilon * 2.0**52
+    narrowest = 8 * gamma(map_.outward_roundings) if map_.roundings is not None else 0.0
     history = []
     evaluations = 0
     while evaluations < (goal.max_iter if max_iter is None else min(max_iter, goal.max_iter)):
@@ -125,7 +126,7 @@ def iterate(
         stalled = np.where(better, 0, stalled + 1)
         # Bounds from different vectors may meet before either vector is an eigenvector.
         done = active & (width <= goal.tol)
-        settled = active & ~done & (stalled >= _PATIENCE) & (width <= floor)
+        settled = active & ~done & (width <= floor) & ((stalled >= _PATIENCE) | (width <= narrowest))
         broken = active & ~np.isfinite(high)
         for event, outcome in ((done, Status.CONVERGED), (settled, Status.ROUNDING_FLOOR), (broken, Status.NONFINITE)):
             status[event] = int(outcome)

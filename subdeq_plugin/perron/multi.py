@@ -56,11 +56,15 @@ class Multihomogeneous(Composition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.tensors:
+            raise ShapeError("pieces must have at least one with a tensor; powers alone have any vector for one.")
         for piece in self.pieces:
             if len(piece.degrees) != len(self.sizes):
                 raise ShapeError(
                     f"{type(piece).__name__} works on {len(piece.degrees)} blocks, but sizes has {len(self.sizes)}."
                 )
+            if piece.sizes not in ((), self.sizes):
+                raise ShapeError(f"{type(piece).__name__} has blocks of sizes {piece.sizes}, not {self.sizes}.")
             if piece.reverses:
                 raise DomainError(f"{type(piece).__name__} reverses the order; the theory needs it preserved.")
 
@@ -135,6 +139,13 @@ class MultiMap(EigenMap):
     def tangent(self, z: Tensor) -> Product:
         return self.function.linearize(z).jvp
 
+    @property
+    def degrees(self) -> Tensor:
+        return self.function.homogeneity
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.function.elasticity(z)
+
     def normalised(self, z: Tensor) -> Tensor:
         blocks = self.blocks
         raised = (z / blocks.spread(blocks.largest(z))).clamp_(min=self.floor)
@@ -142,7 +153,7 @@ class MultiMap(EigenMap):
 
     def quotients(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Of every block the smallest and the largest of `F_i(z) / z_i`, `(B, d)`, rounded outwards."""
-        outward = 1 + 2 * gamma(self.roundings + self.entries + 54)
+        outward = 1 + 2 * gamma(self.outward_roundings)
         quotient = image / z
         return self.blocks.smallest(quotient) / outward, self.blocks.largest(quotient) * outward
 
@@ -193,7 +204,9 @@ class MultiMap(EigenMap):
         slack = 2 * gamma(self.roundings + 2 * self.entries + 100) * (degrees.sum(dim=1) + 2)
         reach = torch.where(degrees > 0, degrees * distances, 0.0).sum(dim=1) * (1 + _OUTWARD) + slack
         sizes = self.blocks.norms(self(z), self.norm)[0]
-        return torch.stack([sizes * (-reach).exp() * (1 - 2.0**-46), sizes * reach.exp() * (1 + 2.0**-46)])
+        low, high = sizes * (-reach).exp() * (1 - 2.0**-46), sizes * reach.exp() * (1 + 2.0**-46)
+        # Where the map leaves the range of numbers, nothing is known.
+        return torch.stack([torch.where(low.isfinite(), low, 0.0), torch.where(high > 0, high, math.inf)])
 
 
 def proven_distances(map_: MultiMap, z: Tensor) -> Tensor:

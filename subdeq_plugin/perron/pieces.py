@@ -6,20 +6,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from .base import Jacobian
+from .base import Jacobian, columns
 from .birkhoff import birkhoff_ratio
 
-__all__ = ["Geometric", "Largest", "Matrix", "Piece", "Powers", "Sparse", "matrix_piece", "nonnegative"]
+__all__ = ["Geometric", "Largest", "Matrix", "Piece", "Powers", "Sparse", "count", "matrix_piece", "nonnegative"]
 
 P = TypeVar("P", bound="Piece")
 _POW = 40  # roundings that a power may be wrong by
 _EVEN = 2.0**-48  # by which degrees of rows may differ that are meant to be equal
 _LONGEST = 840  # binary digits between the logarithms of entries
+_LOGS = 624  # logarithms of numbers between 2**-900 and 2**900
 
 
 class Piece(ABC):
@@ -30,12 +32,22 @@ class Piece(ABC):
         reverses: whether it reverses the order.
         inputs: `N`; None where any number will do.
         parameters: the names of the fields that hold its tensors; a piece is a dataclass.
+        order: how many entries of a vector are multiplied with each other, at most.
+        sizes: of the blocks; empty where there is only one.
     """
 
     degree: float
     inputs: int | None = None
     reverses: bool = False
     parameters: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return ()
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor: ...
@@ -61,6 +73,11 @@ class Piece(ABC):
     def curvature(self) -> float:
         """`c`, where its elasticities change by a factor of at most `exp(c r)` if logarithms change by `r`."""
         return 2 * float(self.degrees.sum(dim=1).max())
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        """`J_ij z_j / F_i` at `z (B, N)` with its image `(B, M)`: `(B, M, N)`, all of one sign."""
+        product = self.linearize(z).jvp
+        return columns(lambda v: product(v * z) / image, z)
 
     @abstractmethod
     def roundings(self, before: int) -> int:
@@ -118,6 +135,9 @@ class Matrix(_OfMatrix):
 
     def linearize(self, z: Tensor) -> Jacobian:
         return Jacobian(self, lambda u: u @ self.matrix.to(u.dtype))
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.matrix.to(z.dtype) * z[:, None, :] / image[:, :, None]
 
     def roundings(self, before: int) -> int:
         return before + self.matrix.shape[1]
@@ -182,6 +202,11 @@ class Sparse(Piece):
     def linearize(self, z: Tensor) -> Jacobian:
         return Jacobian(self, self.transposed())
 
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        shares = self.values.to(z.dtype) * z[:, self.columns] / image[:, self.rows]
+        at = self.rows * self.shape[1] + self.columns
+        return z.new_zeros(len(z), self.shape[0] * self.shape[1]).index_add(1, at, shares).view(-1, *self.shape)
+
     def roundings(self, before: int) -> int:
         return before + int(torch.bincount(self.rows).max())
 
@@ -193,6 +218,11 @@ class Sparse(Piece):
         met = torch.zeros(self.shape[0], dtype=torch.bool, device=values.device)
         met[self.rows[values > 0]] = True
         return "" if bool(met.all()) else "a matrix has a zero row, so its image is not positive"
+
+
+def count(number: float) -> int:
+    """The next integer; a number of roundings for which there is no bound may be as large as it likes."""
+    return math.ceil(min(number, 2.0**60))
 
 
 def nonnegative(values: Tensor) -> bool:
@@ -236,13 +266,16 @@ class Geometric(Piece):
         value, exponents = self(z), self.exponents.to(z.dtype)
         return Jacobian(lambda v: value * ((v / z) @ exponents.mT), lambda u: ((u * value) @ exponents) / z)
 
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.exponents.to(z.dtype).expand(len(z), -1, -1)
+
     def roundings(self, before: int) -> int:
         rows = self.exponents.detach().to(torch.float64).sum(dim=1)
         # Logarithms of entries between 2**-900 and 2**900 are below 624 in size; what they are off by counts as much in
         # the result, and so does what the degrees of rows differ by.
-        uneven = math.ceil(float(rows.max() - rows.min()) * 2.0**53 * _LONGEST)
-        size = math.ceil(624 * max(self.degree, 1.0))
-        return math.ceil(self.degree * before) + size * (_POW + self.exponents.shape[1]) + uneven
+        uneven = count(float(rows.max() - rows.min()) * 2.0**53 * _LONGEST)
+        size = count(_LOGS * max(self.degree, 1.0))
+        return count(self.degree * before) + size * (_POW + self.exponents.shape[1]) + uneven
 
     @property
     def curvature(self) -> float:
@@ -256,15 +289,26 @@ class Geometric(Piece):
         rows = values.to(torch.float64).sum(dim=1)
         if not bool((rows > 0).all()):
             return "a row of exponents is zero, so its mean is of nothing"
-        fine = float(rows.max() - rows.min()) <= _EVEN * max(1.0, float(rows.max()))
+        fine = float(rows.max() - rows.min()) <= _EVEN * float(rows.max())
         return "" if fine else "the exponents of every row must have the same sum; compute them in float64"
 
 
 @dataclass(frozen=True)
 class Powers(Piece):
-    """`z -> z ** p`, entrywise, for `p != 0`."""
+    """`z -> z ** p`, entrywise, for `p != 0`.
+
+    Attributes:
+        power: `p`.
+        rounded: whether the power stands for a number that is no double, such as 1/3.
+    """
 
     power: float
+    rounded: bool = False
+
+    @classmethod
+    def inverse(cls, of: float) -> Powers:
+        """With the power `1 / of`."""
+        return cls(1 / of, Fraction(1 / of) * Fraction(of) != 1)
 
     @property
     def degree(self) -> float:  # type: ignore[override]
@@ -278,11 +322,16 @@ class Powers(Piece):
         return z**self.power
 
     def linearize(self, z: Tensor) -> Jacobian:
-        slope = self.power * z ** (self.power - 1)
-        return Jacobian(lambda v: slope * v, lambda u: slope * u)
+        # The slope alone may leave the range of numbers where its products do not.
+        value = self.power * self(z)
+        return Jacobian(lambda v: value * (v / z), lambda u: value * u / z)
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.power * torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
 
     def roundings(self, before: int) -> int:
-        return math.ceil(abs(self.power) * before) + _POW
+        # A power that is off by half a unit costs as much as the logarithm of the result is long.
+        return count(abs(self.power) * before) + _POW + (_LOGS if self.rounded else 0)
 
     @property
     def curvature(self) -> float:

@@ -115,8 +115,7 @@ class PerronResult:
         Elsewhere, for maps with up to 2,000 entries and a known derivative, it is the radius of a box in which Newton's
         method proves exactly one eigenvector; that takes about as long as inverting a matrix of that size.
         """
-        # Every entry is rounded when the vector is normalised, and when it gets its dtype.
-        rounding = 8 * torch.finfo(self.eigenvector.dtype).eps
+        rounding = self._rounding()
         if self._bound is not None:
             return self._bound * (1 + 2.0**-40) + rounding
         if self._distance is None or not self.rigorous:
@@ -127,6 +126,13 @@ class PerronResult:
             with torch.no_grad():
                 bound = torch.minimum(bound, self._nearby() + rounding)
         return bound
+
+    def _rounding(self) -> Tensor:
+        """How far the vector moves `(...)` by being normalised and getting its dtype; entries may get subnormal."""
+        info = torch.finfo(self.eigenvector.dtype)
+        least = self.eigenvector.detach().reshape(*self.lower.shape, -1).amin(dim=-1).to(torch.float64)
+        lost = torch.where(least > 0, torch.log1p(2 * info.smallest_normal * info.eps / least), torch.inf)
+        return 8 * info.eps + torch.where(least < info.smallest_normal, lost, 0.0)
 
     @property
     def multiplicity(self) -> Tensor:

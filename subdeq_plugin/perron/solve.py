@@ -119,8 +119,11 @@ def _pair(problem: Target, start: Tensor, route: Route, goal: Goal, p: float) ->
     eigenvalue = problem.eigenvalue(factors)
     if problem.exponent != 1:
         eigenvalue = eigenvalue**problem.exponent
+    # Scaled to another norm, a vector may leave the range in which the map can be evaluated.
+    eigenvalue = torch.where(eigenvalue.detach().isnan(), (lower + upper) / 2, eigenvalue)
     # The quotient of norms lies between the bounds but for its last digits.
-    eigenvalue = eigenvalue + (eigenvalue.clamp(lower, upper) - eigenvalue).detach()
+    clamped = eigenvalue.detach().clamp(lower, upper)
+    eigenvalue = torch.where(clamped.isfinite(), eigenvalue + (clamped - eigenvalue).detach(), clamped)
     samples = range(problem.map_.samples)
     result = PerronResult(
         eigenvalue.to(problem.dtype),
@@ -193,11 +196,16 @@ def _multiplicities(problem: Target, goal: Goal) -> tuple[Tensor, Tensor]:
 
 
 def _powered(bounds: Tensor, exponent: float) -> Tensor:
-    """Lower and upper bounds `(..., 2)` to a positive power, rounded outwards; powers are accurate to 32 units."""
+    """Lower and upper bounds `(..., 2)` to a positive power, rounded outwards.
+
+    Powers are accurate to 32 units; an exponent that is off by one costs as much as the logarithm is long.
+    """
     if exponent == 1:
         return bounds
-    outward = torch.tensor([1 - 2.0**-47, 1 + 2.0**-47], dtype=bounds.dtype, device=bounds.device)
-    return bounds**exponent * outward
+    powered = bounds**exponent
+    length = torch.where((powered > 0) & powered.isfinite(), powered.log().abs(), 0.0)
+    sign = torch.tensor([-1.0, 1.0], dtype=bounds.dtype, device=bounds.device)
+    return powered * (1 + sign * (2.0**-47 + 2.0**-51 * length))
 
 
 def _differentiable(problem: Target, x: Tensor, p: float) -> tuple[Tensor | None, Tensor]:

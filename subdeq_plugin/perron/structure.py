@@ -87,7 +87,7 @@ class Pattern:
     @cached_property
     def reach(self) -> float:
         """The mean distance of nonzero entries from the diagonal: small for narrow bands, wrapped around or not."""
-        rows = np.repeat(np.arange(self.matrix.shape[0]), np.diff(self.matrix.indptr))
+        rows = np.repeat(np.arange(self.matrix.shape[0], dtype=self.matrix.indices.dtype), np.diff(self.matrix.indptr))
         return float(np.abs(rows - self.matrix.indices).mean()) if len(rows) else 0.0
 
     @cached_property

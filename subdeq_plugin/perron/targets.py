@@ -125,8 +125,10 @@ class _SparseProduct:
         """The matrix on the CPU, in float64 and without stored zeros."""
         parts = (part.detach().cpu().numpy() for part in (self.values.to(torch.float64), self.columns, self.starts))
         size = len(self.starts) - 1
-        matrix = sp.csr_array(tuple(parts), shape=(size, size), copy=True)
-        matrix.eliminate_zeros()
+        matrix = sp.csr_array(tuple(parts), shape=(size, size))
+        if not matrix.data.all():
+            matrix = matrix.copy()  # the entries are the caller's
+            matrix.eliminate_zeros()
         return sp.csr_array(matrix.T) if self.flipped else matrix
 
     def _gather(self, z: Tensor, into: Tensor, of: Tensor) -> Tensor:

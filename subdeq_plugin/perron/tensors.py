@@ -24,6 +24,8 @@ from .pieces import Piece, Powers, matrix_piece, nonnegative
 
 __all__ = ["Hyperedges", "TensorForm", "by_autograd", "h_eigen", "node_edge", "z_eigen"]
 
+_LARGEST_EDGE = 100  # nodes; 170! is the last factorial that is a double, and squares of them occur
+
 
 def by_autograd(function: Product, z: Tensor) -> Jacobian:
     """The derivative of a smooth function; tangents go through the derivative of the transposed product."""
@@ -58,6 +60,10 @@ class TensorForm(Piece):
     @property
     def inputs(self) -> int:  # type: ignore[override]
         return self.tensor.shape[0]
+
+    @property
+    def order(self) -> int:
+        return self.tensor.dim() - 1
 
     def __call__(self, z: Tensor) -> Tensor:
         flat = z.reshape(-1, z.shape[-1])
@@ -99,17 +105,21 @@ class Hyperedges(Piece):
         edges: one tensor `(E, k)` of node numbers for every size `k` of edges.
         weights: one tensor `(E,)` for each of them.
         nodes: `N`.
-        order: `r`, at least the size of the largest edge.
+        rank: `r`, at least the size of the largest edge.
     """
 
     edges: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     nodes: int
-    order: int
+    rank: int
+
+    @property
+    def order(self) -> int:
+        return self.rank - 1
 
     @property
     def degree(self) -> float:  # type: ignore[override]
-        return float(self.order - 1)
+        return float(self.order)
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
@@ -125,8 +135,8 @@ class Hyperedges(Piece):
 
     def _terms(self, x: Tensor) -> Tensor:
         """For entries `(..., E, k)` of the nodes of edges, what each edge adds to each of its nodes."""
-        size, length = x.shape[-1], self.order
-        factorials = [math.factorial(p) for p in range(length)]
+        size, length = x.shape[-1], self.rank
+        factorials = [float(math.factorial(p)) for p in range(length)]
         powers = torch.stack([x**p / factorials[p] for p in range(length)], dim=-1)  # of exp(x t), up to t^(r-1)
         below = powers * torch.tensor([0.0] + [1.0] * (length - 1), dtype=x.dtype, device=x.device)  # exp(x t) - 1
         one = torch.zeros_like(powers[..., 0, :])
@@ -149,7 +159,7 @@ class Hyperedges(Piece):
         for edges in self.edges:
             counts += torch.bincount(edges.flatten().cpu(), minlength=self.nodes)
         largest = max(edges.shape[1] for edges in self.edges)
-        return (self.order - 1) * before + (largest + 2) * (2 * self.order + 50) + int(counts.max())
+        return self.order * before + (largest + 2) * (2 * self.rank + 50) + int(counts.max())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -227,6 +237,8 @@ def _form(
     for edge in edges:
         if len(set(edge)) != len(edge) or len(edge) < 2 or min(edge) < 0 or max(edge) >= count:
             raise ShapeError(f"edge {edge} must have two or more different nodes, numbered from 0 to {count - 1}.")
+    if max(map(len, edges)) > _LARGEST_EDGE:
+        raise ShapeError(f"an edge has {max(map(len, edges))} nodes; factorials allow up to {_LARGEST_EDGE}.")
     values = [1.0] * len(edges) if weights is None else [float(weight) for weight in weights]
     if len(values) != len(edges):
         raise ShapeError(f"weights must have one entry for each of the {len(edges)} edges, got {len(values)}.")
