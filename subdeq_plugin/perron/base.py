@@ -154,18 +154,18 @@ class EigenMap(ABC):
         a factorisation does not lose the small entries of `z`. Where the map is not homogeneous, `J` is the derivative
         of `|z| F(z / |z|)`, which is, and has the same eigenvectors of norm 1.
         """
-        image, scale = self(z), shift[:, None]
-        # A rank-one term; zero for a homogeneous map.
-        defect, gradient = torch.zeros_like(z), torch.zeros_like(z)
+        image, product, scale = self(z), self.tangent(z), shift[:, None]
+        defect = gradient = None  # of a homogeneous map
         if self.norm is not None:
             gradient = self.blocks.gradient(z, self.norm)
-            defect = (image - self.tangent(z)(z)).clamp_min(0.0)
+            defect = (image - product(z)).clamp_min(0.0)
         if self.entries > _DENSE:
-            product, right = _plus_rank_one(self.tangent(z), defect, gradient), torch.ones_like(z) / scale
+            if defect is not None and gradient is not None:
+                product = _plus_rank_one(product, defect, gradient)
+            right = torch.ones_like(z) / scale
             return z * gmres(lambda w: product(z * w) / (z * scale), right, rtol=1e-10, krylov_dim=_KRYLOV)[0]
-        quotients = image / z
-        matrix = -self.elasticity(z, image) * quotients[:, :, None]
-        if self.norm is not None:
+        matrix = -self.elasticity(z, image) * (image / z)[:, :, None]
+        if defect is not None and gradient is not None:
             matrix = matrix - (defect / z)[:, :, None] * (gradient * z)[:, None, :]
         matrix.diagonal(dim1=1, dim2=2).add_(scale)
         solution, info = torch.linalg.solve_ex(matrix, torch.ones_like(z))

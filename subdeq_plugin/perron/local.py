@@ -74,8 +74,8 @@ def nearby(map_: EigenMap, z: Tensor) -> float:
     middle = (map_.blocks.largest(logs) + map_.blocks.smallest(logs)) / 2
     # The derivative is evaluated with a few times the operations of the values, all on nonnegative numbers.
     unit = gamma(8 * map_.roundings + n + 200)
-    rounded = 2 * gamma(map_.roundings + 8) + 2.0**-46 * float(logs.abs().max() + 1)
-    residual = float((logs - map_.blocks.spread(middle)).abs().max()) + rounded
+    blurred = 2 * gamma(map_.roundings + 8) + 2.0**-46 * float(logs.abs().max() + 1)
+    residual = float((logs - map_.blocks.spread(middle)).abs().max()) + blurred
     try:
         inverse = np.linalg.inv(matrix)
     except np.linalg.LinAlgError:
