@@ -24,7 +24,7 @@ import scipy.linalg
 import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigs, eigsh
-from timing import timed
+from timing import SLOW, timed
 
 import subdeq_plugin as sd
 from subdeq_plugin.bridge.runtime import probe
@@ -124,7 +124,7 @@ def sparse(case: str, rows: int, repetitions: int) -> list[dict[str, object]]:
         works["NetworkX"] = lambda: by_networkx(graph)
     for method in JULIA:
         works[f"julia:{method}"] = lambda method=method: ours(matrix, backend="julia", method=method)
-    seconds, vectors = timed(works, repetitions)
+    seconds, vectors = timed(works, repetitions, patience=SLOW)
     rows_ = []
     for name, vector in vectors.items():
         found = width(matrix, vector)
@@ -158,7 +158,7 @@ def batches(count: int, size: int, repetitions: int) -> list[dict[str, object]]:
             "torch.linalg.eig of the batch": lambda matrices=matrices: torch.linalg.eig(matrices),
             "julia:auto": lambda matrices=matrices: sd.perron(matrices, backend="julia"),
         }
-        seconds, results = timed(works, repetitions)
+        seconds, results = timed(works, repetitions, patience=SLOW)
         found = results["perron"]
         assert isinstance(found, sd.PerronResult)
         assert found.converged

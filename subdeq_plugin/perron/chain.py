@@ -21,7 +21,7 @@ from ..errors import DomainError, OptionError, ShapeError
 from .base import EigenMap, Jacobian, Product, columns
 from .pieces import Largest, Piece, Powers, matrix_piece
 
-__all__ = ["EXACT", "Chain", "ChainMap", "Composition", "p_norms", "power_mean"]
+__all__ = ["EXACT", "Chain", "ChainMap", "ComposedMap", "Composition", "p_norms", "power_mean"]
 
 C = TypeVar("C", bound="Composition")
 _LOST = 2.0**-1000  # products below it may lose digits
@@ -97,6 +97,16 @@ class Composition:
         return total.expand(len(z), -1, -1)
 
     @property
+    def homogeneity(self) -> Tensor:
+        """`M (d, d)` float64."""
+        return _product([piece.degrees for piece in self.pieces])
+
+    @property
+    def contraction(self) -> Tensor:
+        """`L (d, d)` float64: proven factors from Hilbert distances of the blocks of arguments to those of values."""
+        return _product([piece.rates for piece in self.pieces])
+
+    @property
     def curvature(self) -> float:
         """`c`, where its elasticities change by a factor of at most `exp(c r)` if logarithms change by `r`."""
         total, reach = 0.0, 1.0
@@ -170,11 +180,37 @@ class Chain(Composition):
         raise ShapeError("a chain of powers alone does not say how many entries its vectors have; add a Matrix.")
 
 
+def _product(matrices: list[Tensor]) -> Tensor:
+    total = matrices[0]
+    for matrix in matrices[1:]:
+        total = matrix @ total
+    return total
+
+
+class ComposedMap(EigenMap):
+    """A composition with its tensors fixed, in float64, as an eigenproblem of one sample."""
+
+    function: Composition
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function.guarded(z)
+
+    def tangent(self, z: Tensor) -> Product:
+        return self.function.linearize(z).jvp
+
+    @property
+    def degrees(self) -> Tensor:
+        return self.function.homogeneity
+
+    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
+        return self.function.elasticity(z)
+
+
 @dataclass(frozen=True)
-class ChainMap(EigenMap):
+class ChainMap(ComposedMap):
     """A chain with its matrices fixed, as an eigenproblem."""
 
-    chain: Chain
+    function: Chain
     entries: int
     smallest: Tensor
     roundings: int
@@ -205,22 +241,8 @@ class ChainMap(EigenMap):
             fixed.curvature,
         )
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.chain.guarded(z)
-
-    def tangent(self, z: Tensor) -> Product:
-        return self.chain.linearize(z).jvp
-
-    @property
-    def degrees(self) -> Tensor:
-        return torch.tensor([[self.chain.degree]], dtype=torch.float64)
-
-    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
-        return self.chain.elasticity(z)
-
     def rate(self) -> Tensor:
-        product = math.prod(piece.rate() for piece in self.chain.pieces) * (1 + 2.0**-40)
-        return torch.full_like(self.smallest, min(product, 1.0))
+        return torch.full_like(self.smallest, min(float(self.function.contraction) * (1 + 2.0**-40), 1.0))
 
 
 def power_mean(weights: Tensor, p: float) -> Chain:

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from ..certificates.verified import gamma
 from ..errors import DomainError, ShapeError
-from .base import EigenMap, Product
 from .blocks import Blocks
-from .chain import EXACT, Composition
+from .chain import EXACT, ComposedMap, Composition
 from .local import nearby
 
 __all__ = ["MultiMap", "Multihomogeneous", "proven_distances"]
@@ -68,26 +67,9 @@ class Multihomogeneous(Composition):
             if piece.reverses:
                 raise DomainError(f"{type(piece).__name__} reverses the order; the theory needs it preserved.")
 
-    @property
-    def homogeneity(self) -> Tensor:
-        """`M (d, d)` float64."""
-        return _product([piece.degrees for piece in self.pieces])
-
-    @property
-    def contraction(self) -> Tensor:
-        """`L (d, d)` float64: proven factors from Hilbert distances of the blocks of arguments to those of values."""
-        return _product([piece.rates for piece in self.pieces])
-
-
-def _product(matrices: list[Tensor]) -> Tensor:
-    total = matrices[0]
-    for matrix in matrices[1:]:
-        total = matrix @ total
-    return total
-
 
 @dataclass(frozen=True)
-class MultiMap(EigenMap):
+class MultiMap(ComposedMap):
     """A multi-homogeneous map with its tensors fixed, as an eigenproblem of one sample.
 
     Attributes:
@@ -132,19 +114,6 @@ class MultiMap(EigenMap):
     @property
     def blocks(self) -> Blocks:
         return Blocks(self.function.sizes)
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.function.guarded(z)
-
-    def tangent(self, z: Tensor) -> Product:
-        return self.function.linearize(z).jvp
-
-    @property
-    def degrees(self) -> Tensor:
-        return self.function.homogeneity
-
-    def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
-        return self.function.elasticity(z)
 
     def normalised(self, z: Tensor) -> Tensor:
         blocks = self.blocks

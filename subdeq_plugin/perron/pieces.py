@@ -203,9 +203,17 @@ class Sparse(Piece):
         return Jacobian(self, self.transposed())
 
     def elasticity(self, z: Tensor, image: Tensor) -> Tensor:
-        shares = self.values.to(z.dtype) * z[:, self.columns] / image[:, self.rows]
+        return self._dense(self.values.to(z.dtype) * z[:, self.columns] / image[:, self.rows])
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        """The matrix `(M, N)` itself."""
+        return self._dense(self.values.to(z.dtype))
+
+    def _dense(self, values: Tensor) -> Tensor:
+        """Matrices `(..., M, N)` with `values (..., edges)` in the places of the entries."""
         at = self.rows * self.shape[1] + self.columns
-        return z.new_zeros(len(z), self.shape[0] * self.shape[1]).index_add(1, at, shares).view(-1, *self.shape)
+        flat = values.new_zeros(*values.shape[:-1], self.shape[0] * self.shape[1])
+        return flat.index_add(-1, at, values).view(*values.shape[:-1], *self.shape)
 
     def roundings(self, before: int) -> int:
         return before + int(torch.bincount(self.rows).max())

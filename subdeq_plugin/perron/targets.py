@@ -23,6 +23,7 @@ from .functions import FunctionMap, operator_function
 from .layers import FlatLayer, LayerMap
 from .matrices import DenseMatrix, SparseMatrix
 from .multi import Multihomogeneous, MultiMap
+from .pieces import Sparse as SparsePiece
 from .structure import Pattern
 
 __all__ = ["Target", "read"]
@@ -114,12 +115,11 @@ class _SparseProduct:
         return replace(self, values=tensors[0])
 
     @cached_property
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        """Where each value goes to, and what it is multiplied with."""
-        rows = torch.repeat_interleave(
-            torch.arange(len(self.starts) - 1, device=self.starts.device), self.starts.diff()
-        )
-        return (self.columns, rows) if self.flipped else (rows, self.columns)
+    def _piece(self) -> SparsePiece:
+        nodes = torch.arange(len(self.starts) - 1, device=self.starts.device)
+        rows = torch.repeat_interleave(nodes, self.starts.diff())
+        piece = SparsePiece(self.values, rows, self.columns, (len(nodes), len(nodes)))
+        return piece.transposed() if self.flipped else piece
 
     def to_scipy(self) -> sp.csr_array:
         """The matrix on the CPU, in float64 and without stored zeros."""
@@ -131,19 +131,14 @@ class _SparseProduct:
             matrix.eliminate_zeros()
         return sp.csr_array(matrix.T) if self.flipped else matrix
 
-    def _gather(self, z: Tensor, into: Tensor, of: Tensor) -> Tensor:
-        terms = self.values.to(z.dtype) * z[..., of]
-        return z.new_zeros(z.shape).index_add(-1, into, terms)
-
     def __call__(self, z: Tensor) -> Tensor:
-        return self._gather(z, *self._ends)
+        return self._piece(z)
 
     def linearize(self, z: Tensor) -> Jacobian:
-        return Jacobian(self, lambda u: self._gather(u, *reversed(self._ends)))
+        return self._piece.linearize(z)
 
     def jacobian(self, z: Tensor) -> Tensor:
-        dense = z.new_zeros(z.shape[-1], z.shape[-1])
-        return dense.index_put(self._ends, self.values.to(z.dtype), accumulate=True)
+        return self._piece.jacobian(z)
 
 
 @dataclass(frozen=True)
