@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import read_hyperedges, read_matrix
-from ..errors import unknown_name
+from ..errors import DataError, unknown_name
 from ..perron import h_eigen, hits, node_edge, z_eigen
 
 __all__ = ["KINDS", "Eigenproblem", "Labels", "problems"]
@@ -65,7 +65,26 @@ def _matrix(file: Path, undirected: bool) -> list[Eigenproblem]:
     return [Eigenproblem(size, named.matrix, (Labels(names=named.names),))]
 
 
+def _tensor(file: Path) -> Tensor | None:
+    """The tensor in a .npy file with three or more dimensions; None for any other file."""
+    if file.suffix != ".npy":
+        return None
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as an array: {error}.") from error
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) if array.ndim > 2 else None
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{' x '.join(map(str, tensor.shape))} tensor, {int((tensor != 0).sum())} entries"
+
+
 def _hits(file: Path, undirected: bool) -> list[Eigenproblem]:
+    tensor = _tensor(file)
+    if tensor is not None:
+        modes = tuple(Labels(f"dimension {k}") for k in range(tensor.dim()))
+        return [Eigenproblem(_shape(tensor), hits(tensor), modes)]
     named = read_matrix(file, undirected=undirected)
     matrix = named.matrix.astype(np.float64)
     matrix.eliminate_zeros()
@@ -73,21 +92,27 @@ def _hits(file: Path, undirected: bool) -> list[Eigenproblem]:
     hubs, authorities = (np.asarray(matrix.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
     entries = matrix[hubs][:, authorities].tocoo()
     indices = torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64))
-    tensor = torch.sparse_coo_tensor(indices, torch.from_numpy(entries.data), entries.shape, check_invariants=True)
+    links = torch.sparse_coo_tensor(indices, torch.from_numpy(entries.data), entries.shape, check_invariants=True)
     labels = (Labels("hubs", named.names, hubs), Labels("authorities", named.names, authorities))
-    return [Eigenproblem(f"{matrix.shape[0]} nodes, {matrix.nnz} edges", hits(tensor), labels)]
+    return [Eigenproblem(f"{matrix.shape[0]} nodes, {matrix.nnz} edges", hits(links), labels)]
+
+
+def _tensor_eigen(file: Path, build: Callable[..., object]) -> list[Eigenproblem]:
+    """The eigenproblem of a tensor, or of a hypergraph's adjacency tensor."""
+    tensor = _tensor(file)
+    if tensor is not None:
+        return [Eigenproblem(_shape(tensor), build(tensor), (Labels(),))]
+    graph = read_hyperedges(file)
+    size = f"{len(graph.names)} nodes, {len(graph.edges)} hyperedges"
+    return [Eigenproblem(size, build(graph.edges, len(graph.names)), (Labels(names=graph.names),))]
 
 
 def _h_eigen(file: Path, undirected: bool) -> list[Eigenproblem]:
-    graph = read_hyperedges(file)
-    size = f"{len(graph.names)} nodes, {len(graph.edges)} hyperedges"
-    return [Eigenproblem(size, h_eigen(graph.edges, len(graph.names)), (Labels(names=graph.names),))]
+    return _tensor_eigen(file, h_eigen)
 
 
 def _z_eigen(file: Path, undirected: bool) -> list[Eigenproblem]:
-    graph = read_hyperedges(file)
-    size = f"{len(graph.names)} nodes, {len(graph.edges)} hyperedges"
-    return [Eigenproblem(size, z_eigen(graph.edges, len(graph.names)), (Labels(names=graph.names),))]
+    return _tensor_eigen(file, z_eigen)
 
 
 def _node_edge(file: Path, undirected: bool) -> list[Eigenproblem]:

@@ -103,8 +103,11 @@ class _OfMatrix(Piece):
     """What the pieces made of a nonnegative matrix `A (M, N)` without zero rows share."""
 
     matrix: Tensor
-    degree: float = 1.0
     parameters: ClassVar[tuple[str, ...]] = ("matrix",)
+
+    @property
+    def degree(self) -> float:  # type: ignore[override]
+        return 1.0
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
@@ -178,8 +181,11 @@ class Sparse(Piece):
     rows: Tensor
     columns: Tensor
     shape: tuple[int, int]
-    degree: float = 1.0
     parameters: ClassVar[tuple[str, ...]] = ("values",)
+
+    @property
+    def degree(self) -> float:  # type: ignore[override]
+        return 1.0
 
     @classmethod
     def of(cls, matrix: Tensor) -> Sparse:

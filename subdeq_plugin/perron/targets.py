@@ -179,6 +179,20 @@ class Sparse(Target):
 
 
 @dataclass(frozen=True)
+class Operator(Target):
+    """A SciPy operator, which may know its transpose."""
+
+    operator: LinearOperator | None = None
+
+    def transposed(self) -> Target:
+        assert self.operator is not None
+        try:
+            return _operator(self.operator.T)
+        except NotImplementedError:
+            raise OptionError("the operator has no rmatvec, so it has no left eigenvectors; leave out side.") from None
+
+
+@dataclass(frozen=True)
 class Multi(Target):
     """A multi-homogeneous map."""
 
@@ -279,7 +293,8 @@ def _function(function: Callable[[Tensor], Tensor], start: Tensor | None) -> Tar
 def _operator(operator: LinearOperator) -> Target:
     if operator.shape[0] != operator.shape[1] or operator.shape[0] == 0:
         raise ShapeError(f"target must be square, got an operator of shape {operator.shape}.")
-    return _function(operator_function(operator), torch.ones(operator.shape[0], dtype=torch.float64))
+    read_ = _function(operator_function(operator), torch.ones(operator.shape[0], dtype=torch.float64))
+    return Operator(read_.shape, read_.dtype, read_.map_, read_.exponents, None, read_.sample, operator=operator)
 
 
 def _read_scipy(matrix: sp.spmatrix) -> Target:

@@ -130,6 +130,23 @@ def test_centralities_of_hypergraphs(kind, tmp_path):
         assert rows[-1][1] == "ann bob eve"
 
 
+def test_tensors(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "box.npy", rng.random((4, 5, 3)) + 0.1)
+    np.save(tmp_path / "cube.npy", rng.random((4, 4, 4)) + 1)
+    output = run(tmp_path / "box.npy", "--as", "hits", "--out", tmp_path / "x.csv")
+    assert "4 x 5 x 3 tensor, 60 entries" in output
+    assert "proven to be unique" in output
+    assert sum(line.startswith("dimension 1,") for line in (tmp_path / "x.csv").read_text().splitlines()) == 5
+    for kind in ("h-eigen", "z-eigen"):
+        run(tmp_path / "cube.npy", "--as", kind, "--out", tmp_path / "y.npy")
+        x, cube = np.load(tmp_path / "y.npy"), np.load(tmp_path / "cube.npy")
+        quotients = (cube @ x @ x) / x ** (2 if kind == "h-eigen" else 1)
+        assert np.ptp(quotients) < 1e-9 * quotients.max()
+    with pytest.raises(DataError, match="cannot be read as an array"):
+        run(tmp_path / "absent.npy", "--as", "hits")
+
+
 def test_bad_hypergraphs(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     (tmp_path / "single.txt").write_text("ann\nann bob\n")

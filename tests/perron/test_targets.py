@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import aslinearoperator, eigs
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, eigs
 from torch.autograd import gradcheck
 
 import subdeq_plugin as sd
@@ -82,6 +82,17 @@ def test_hits_is_that_of_networkx():
     hub = sd.perron(Chain((Matrix(matrix.mT), Matrix(matrix)))).eigenvector
     np.testing.assert_allclose(sorted(authority), [v for v in sorted(authorities.values()) if v > 1e-12], atol=1e-8)
     np.testing.assert_allclose(sorted(hub), [v for v in sorted(hubs.values()) if v > 1e-12], atol=1e-8)
+
+
+def test_left_vectors_of_operators():
+    matrix = directed(60)
+    left = sd.perron(aslinearoperator(matrix), side="left")
+    torch.testing.assert_close(left.eigenvector, sd.perron(matrix, side="left").eigenvector, rtol=1e-8, atol=0)
+    both = sd.perron(aslinearoperator(matrix), side="both")
+    torch.testing.assert_close(both.left, left.eigenvector, rtol=1e-8, atol=0)
+    one_way = LinearOperator((60, 60), matvec=lambda x: matrix @ x, dtype=np.float64)
+    with pytest.raises(OptionError, match="no rmatvec"):
+        sd.perron(one_way, side="left")
 
 
 def test_batches_of_any_shape():
