@@ -65,15 +65,15 @@ def _matrix(file: Path, undirected: bool) -> list[Eigenproblem]:
     return [Eigenproblem(size, named.matrix, (Labels(names=named.names),))]
 
 
-def _tensor(file: Path) -> Tensor | None:
-    """The tensor in a .npy file with three or more dimensions; None for any other file."""
+def _tensor(file: Path, least: int) -> Tensor | None:
+    """The tensor in a .npy file, if it has at least so many dimensions; None for any other file."""
     if file.suffix != ".npy":
         return None
     try:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as an array: {error}.") from error
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) if array.ndim > 2 else None
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) if array.ndim >= least else None
 
 
 def _shape(tensor: Tensor) -> str:
@@ -81,7 +81,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _hits(file: Path, undirected: bool) -> list[Eigenproblem]:
-    tensor = _tensor(file)
+    tensor = _tensor(file, least=3)
     if tensor is not None:
         modes = tuple(Labels(f"dimension {k}") for k in range(tensor.dim()))
         return [Eigenproblem(_shape(tensor), hits(tensor), modes)]
@@ -89,7 +89,10 @@ def _hits(file: Path, undirected: bool) -> list[Eigenproblem]:
     matrix = named.matrix.astype(np.float64)
     matrix.eliminate_zeros()
     # A node without outgoing edges is no hub, and one without incoming edges no authority: their scores are 0.
-    hubs, authorities = (np.asarray(matrix.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
+    if not matrix.nnz:
+        raise DataError(f"{file} has no edges, so nothing is a hub or an authority.")
+    hubs = np.diff(matrix.indptr) > 0
+    authorities = np.bincount(matrix.indices, minlength=matrix.shape[0]) > 0
     entries = matrix[hubs][:, authorities].tocoo()
     indices = torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64))
     links = torch.sparse_coo_tensor(indices, torch.from_numpy(entries.data), entries.shape, check_invariants=True)
@@ -99,7 +102,7 @@ def _hits(file: Path, undirected: bool) -> list[Eigenproblem]:
 
 def _tensor_eigen(file: Path, build: Callable[..., object]) -> list[Eigenproblem]:
     """The eigenproblem of a tensor, or of a hypergraph's adjacency tensor."""
-    tensor = _tensor(file)
+    tensor = _tensor(file, least=2)
     if tensor is not None:
         return [Eigenproblem(_shape(tensor), build(tensor), (Labels(),))]
     graph = read_hyperedges(file)

@@ -130,6 +130,15 @@ def test_centralities_of_hypergraphs(kind, tmp_path):
         assert rows[-1][1] == "ann bob eve"
 
 
+def test_no_edge_is_lost_on_the_way_to_hits(tmp_path):
+    (tmp_path / "negative.txt").write_text("a b -1\nb a 2\n")
+    with pytest.raises(DomainError, match="nonnegative"):
+        run(tmp_path / "negative.txt", "--as", "hits")
+    np.save(tmp_path / "empty.npy", np.zeros((3, 3)))
+    with pytest.raises(DataError, match="has no edges"):
+        run(tmp_path / "empty.npy", "--as", "hits")
+
+
 def test_tensors(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "box.npy", rng.random((4, 5, 3)) + 0.1)
