@@ -54,11 +54,12 @@ class Solution:
     """Result of one batched solve of `z = f(z)`.
 
     Attributes:
-        value: the state in the shape it was given; for every sample the iterate with the smallest residual.
+        value: the state in the shape it was given; for every sample the iterate with the smallest residual, or, where
+            the test is "certified", its image, which is what the proof speaks of.
         status: `(B,)` int64, values of `Status`.
-        abs_residual: `(B,)` two-norm of `f(z) - z` at `value`.
+        abs_residual: `(B,)` two-norm of `f(z) - z` at the iterate with the smallest residual.
         rel_residual: `(B,)` the same divided by the two-norm of `f(z)`.
-        iterations: `(B,)` int64, the evaluation of `f` at which `value` was tested.
+        iterations: `(B,)` int64, the evaluation of `f` at which that iterate was tested.
         evaluations: how often `f` was evaluated on the whole batch.
         linear_evaluations: how often a Jacobian product was taken on the whole batch.
         abs_trace: `(B, T)` residuals at the tested iterates; a finished sample keeps its last value.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from subdeq_plugin.layers import BoundMap, SubhomConv2d, SubhomGraph, SubhomLayer, SubhomLinear
+from subdeq_plugin.layers.stepper import Stepper
 
 Map = Callable[[Tensor], Tensor]
 
@@ -81,6 +82,39 @@ class RecordedBound(BoundMap):
     def __call__(self, z: Tensor) -> Tensor:
         self.states.append(z.clone())
         return super().__call__(z)
+
+    def stepper(self) -> RecordedStepper:
+        return RecordedStepper(super().stepper(), self.states, ones_for(self).shape)
+
+
+@dataclass(frozen=True)
+class Whole(RecordedBound):
+    """A recorded map that does not say what its samples are."""
+
+    rows = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class RecordedStepper:
+    """A `Stepper` that keeps a copy of every state it is evaluated at, in the shape of the problem."""
+
+    stepper: Stepper
+    states: list[Tensor]
+    shape: torch.Size
+
+    @property
+    def error(self) -> float:
+        return self.stepper.error
+
+    def enter(self, z: Tensor) -> Tensor:
+        return self.stepper.enter(z)
+
+    def leave(self, z: Tensor, shape: torch.Size) -> Tensor:
+        return self.stepper.leave(z, shape)
+
+    def __call__(self, z: Tensor, out: Tensor) -> Tensor:
+        self.states.append(self.leave(z.clone(), self.shape))
+        return self.stepper(z, out)
 
 
 @dataclass(frozen=True)

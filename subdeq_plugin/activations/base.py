@@ -18,7 +18,25 @@ from ..degrees.rules import power as power_rule
 from ..errors import DegreeError, DomainError, OptionError, unknown_name
 from .ranges import Shape, enclose, enclose_slope, range_over, slope_over
 
-__all__ = ["TINY", "Activation", "ScalarFunction", "activation_names", "lookup", "store"]
+__all__ = ["TINY", "Activation", "InPlace", "ScalarFunction", "activation_names", "lookup", "store"]
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """`s(t) = scale * g(stretch * t) + offset` with a `g` that overwrites its argument: for the inside of a solve.
+
+    Attributes:
+        apply: `g`; overwrites a tensor and returns it.
+        stretch, scale, offset: powers of two, or small integers, so that they are exact.
+        error: a bound of the absolute rounding error beyond that of `s` itself, in rounding units; 0 for the same
+            function in another form of call.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    stretch: float = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,7 @@ class ScalarFunction:
         concave: a lemma: `s` is concave, nondecreasing and nonnegative on `t >= 0`.
         shape: lemmas on the range of `s` and of `s'`, for a nondecreasing `s` whose slope has a single peak; without
             them enclosures evaluate the pieces in ball arithmetic.
+        in_place: a form that overwrites its argument, where that is faster than `value`.
     """
 
     name: str
@@ -49,6 +68,12 @@ class ScalarFunction:
     accurate: bool = True
     concave: bool = False
     shape: Shape | None = None
+    in_place: InPlace | None = None
+
+    @property
+    def overwriting(self) -> InPlace:
+        """`in_place`, or the same by a copy."""
+        return self.in_place or InPlace(lambda t: t.copy_(self.value(t)))
 
 
 _DOUBLE_BITS = 54  # accuracy that leaves the nearest double one rounding away

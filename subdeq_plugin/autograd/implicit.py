@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..errors import SubdeqError
 from ..metrics import Contraction
 from ..result import Solution
-from ..solvers import Problem, Solver, Stop
+from ..solvers import Problem, Solver, Stepper, Stop
 
 __all__ = ["Adjoint", "ImplicitMap", "attach", "fixed_point"]
 
@@ -31,6 +32,13 @@ class _Jacobian(Protocol):
 
     @property
     def vjp(self) -> Callable[[Tensor], Tensor]: ...
+
+
+@runtime_checkable
+class _Pulling(Protocol):
+    """A Jacobian that also knows the derivative with respect to the tensors of its map."""
+
+    def pullback(self, u: Tensor, /) -> tuple[Tensor, ...]: ...
 
 
 class ImplicitMap(Protocol):
@@ -100,10 +108,16 @@ class _AdjointEquation:
     primal: object  # the map whose Jacobian this is, and where; None for a callable
     state: Tensor
     positive: bool = False
+    jacobian: object = None  # where it can do more than multiply
     affine: bool = True
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.g + self.transposed(u)
+
+    @property
+    def stepper(self) -> Callable[[], Stepper] | None:
+        prepare = getattr(self.jacobian, "adjoint_stepper", None)
+        return None if prepare is None else partial(prepare, self.g)
 
     def linearize(self, u: Tensor) -> _Products:
         return _Products(self.transposed, self.transposed)
@@ -162,8 +176,13 @@ class _Implicit(torch.autograd.Function):
         with torch.no_grad():
             frozen = ctx.equation.with_tensors([tensor.detach() for tensor in theta])
             jacobian = frozen.linearize(z.detach())
-            equation = _AdjointEquation(g.detach(), jacobian.vjp, frozen.sample_dims, frozen, z.detach())
+            equation = _AdjointEquation(
+                g.detach(), jacobian.vjp, frozen.sample_dims, frozen, z.detach(), jacobian=jacobian
+            )
             u = ctx.adjoint.solve(equation, g.detach(), z.detach())
+            if not higher and isinstance(jacobian, _Pulling):
+                pulled = jacobian.pullback(u)
+                return (None, None, None, *(part if need else None for part, need in zip(pulled, wanted, strict=True)))
         if higher:
             primal = ctx.equation.with_tensors(theta)
             adjoint_map = _AdjointMap(primal, (g, z, *theta))

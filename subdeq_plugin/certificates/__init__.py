@@ -2,11 +2,12 @@
 
 from .advice import Advice, advise
 from .base import Certificate, Check
-from .engine import CONDITIONS, certify
+from .engine import CONDITIONS, certify, snapshot
 from .falsify import Evidence, falsify
 from .gradient import GradientBound
 from .intervals import Box
 from .robustness import Robustness, lipschitz_bound, robust_radius
+from .structural import contraction_of
 
 __all__ = [
     "CONDITIONS",
@@ -19,7 +20,9 @@ __all__ = [
     "Robustness",
     "advise",
     "certify",
+    "contraction_of",
     "falsify",
     "lipschitz_bound",
     "robust_radius",
+    "snapshot",
 ]

@@ -24,7 +24,7 @@ from .proof import Check, Outcome, Proof
 from .structural import definition, subhomogeneous
 from .subject import Subject
 
-__all__ = ["CONDITIONS", "certify", "recertify"]
+__all__ = ["CONDITIONS", "certify", "recertify", "snapshot"]
 
 
 def _enclosure(subject: Subject) -> Outcome:
@@ -126,7 +126,7 @@ def certify(
         if x is not None:
             raise OptionError("x was given, but a BoundMap has its input already; leave x out.")
         with torch.no_grad(), cpu_default():
-            subject, stop = Subject(None, _snapshot(target)), conditions is None
+            subject, stop = Subject(None, snapshot(target)), conditions is None
             return _run(subject, names, stop=stop)
     if x is not None and is_own_map(target):
         return certify_map(target, x, names)
@@ -140,11 +140,11 @@ def recertify(layer: SubhomLayer, x: Any, names: tuple[str, ...], *, stop: bool)
         if x is None:
             return _run(Subject(layer, None), names, stop=stop)
         # Both are taken now: later training steps, or changes of x in place, must not reach the certificate.
-        bound, injected = _snapshot(layer.bind(x)), Box(*layer.injection_interval(x))
+        bound, injected = snapshot(layer.bind(x)), Box(*layer.injection_interval(x))
         return _run(Subject(layer, bound, injected, x), names, stop=stop)
 
 
-def _snapshot(bound: BoundMap) -> BoundMap:
+def snapshot(bound: BoundMap) -> BoundMap:
     """A copy that later training steps cannot change."""
     copy = bound.with_tensors([part.detach().clone() for part in bound.tensors])
     operator = copy.operator

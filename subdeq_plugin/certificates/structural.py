@@ -24,11 +24,12 @@ from ..degrees import POSITIVE, Degree
 from ..degrees.rules import compose, linear
 from ..errors import DegreeError
 from ..layers import BoundMap, Normalizer, Structure, SubhomLayer
+from ..metrics import Contraction
 from .intervals import Box
 from .proof import Check, Outcome, Proof, reciprocal_gap
 from .subject import Subject
 
-__all__ = ["definition", "subhomogeneous"]
+__all__ = ["contraction_of", "definition", "subhomogeneous"]
 
 # Without an input, a layer whose activation is proven only in the range of a double is certified for injections up to:
 _ASSUMED_INJECTION = 1e300
@@ -40,6 +41,34 @@ def subhomogeneous(subject: Subject) -> Outcome:
         return _certify_bound(subject, subject.bound)
     assert subject.layer is not None
     return _certify_layer(subject.layer)
+
+
+def contraction_of(bound: BoundMap) -> Contraction | None:
+    """The contraction that theorem A or B proves of a map, without a report: for every step of a training.
+
+    Returns:
+        The same as `certify(bound, conditions="subhomogeneous").contraction`, or None where that has to be asked: a
+        weight is zero, an activation is proven in the range of a double only, or some hypothesis fails.
+    """
+    if not bound.activation.function.accurate or not _shape_check(bound).passed:
+        return None
+    with torch.no_grad():
+        for part, positive in (
+            *((part, True) for part in bound.operator.coefficients()),
+            *((part, False) for part in (bound.inner, bound.outer) if part is not None),
+        ):
+            if part.numel() == 0:
+                return None
+            least, most = (float(end) for end in torch.aminmax(part))
+            # Comparisons with NaN are false. Where no weight is zero, no row is.
+            if not ((least > 0 if positive else least >= 0) and most < math.inf):
+                return None
+    try:
+        degree = compose(_extended(bound.activation.degree(POSITIVE)), linear())
+    except DegreeError:
+        return None
+    rate, metric, _ = _contraction(degree, bound.normalizer)
+    return Contraction.in_metric(rate, metric) if rate < 1 else None
 
 
 def definition(subject: Subject) -> tuple[Check, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import Adjoint, attach, fixed_point
-from ..certificates import Certificate, certify
+from ..certificates import Certificate, certify, contraction_of, snapshot
 from ..errors import ConvergenceError, ConvergenceWarning, OptionError, ShapeError, unknown_name
 from ..layers import BoundMap
 from ..metrics import Contraction
@@ -99,6 +99,8 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         self._certified_stop = settings["f_stop_mode"] == "certified"
         mode = "rel" if self._certified_stop else settings["f_stop_mode"]
         Stop(settings["f_tol"], settings["f_max_iter"], mode)  # refuses values out of range, here and now
+        if settings["b_stop_mode"] not in ("abs", "rel"):
+            raise unknown_name("stop_mode of a backward solve", settings["b_stop_mode"], ("abs", "rel"))
         Stop(settings["b_tol"], settings["b_max_iter"], settings["b_stop_mode"])
         find_solver(settings["f_solver"]), find_solver(settings["b_solver"])
         keys = {side: _registered(settings[side]) for side in ("f_solver", "b_solver")}
@@ -106,13 +108,29 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         super().__init__({**base, **keys, "f_stop_mode": mode})
         self._keys = keys
         self.on_failure: str = settings["on_failure"]
-        self.certificate: Certificate | None = None
+        self._certificate: Certificate | None = None
+        self._map: BoundMap | None = None  # proven already; the certificate is written when somebody asks for it
         self.forward_solution: Solution | None = None
         self.backward_solution: Solution | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies leave out the last certificate: it holds a batch, and torch cannot copy sparse matrices."""
-        return {**self.__dict__, "certificate": None}
+        return {**self.__dict__, "_certificate": None, "_map": None}
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Of the last map, as it was at the last call; None where that was no `BoundMap`."""
+        if self._certificate is None and self._map is not None:
+            self._certificate = certify(self._map, conditions="subhomogeneous")
+        return self._certificate
+
+    def _proven(self, bound: BoundMap) -> Contraction | None:
+        """The contraction proven by theorem A or B; the other conditions have their price at every training step."""
+        self._map, self._certificate = snapshot(bound), None
+        contraction = contraction_of(bound)
+        if contraction is None and self.certificate is not None:
+            contraction = self.certificate.contraction
+        return contraction
 
     def forward(
         self,
@@ -142,14 +160,12 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         wrapped: Any = func
         if isinstance(func, BoundMap):
             start = _start(func, z_init)
-            # Theorems A and B cost next to nothing; the other conditions have their price at every step of training.
-            self.certificate = certify(func, conditions="subhomogeneous")
+            contraction = self._proven(func)
         else:
             if z_init is None:
                 raise ShapeError("z_init is missing; it may be left out only for a BoundMap (layer.bind(x)).")
-            self.certificate = None
+            self._certificate = self._map = contraction = None
             wrapped, start = wrap_states(func, z_init, no_stat=False)
-        contraction = self.certificate.contraction if self.certificate else None
         stop = self._stop(contraction, solver_kwargs or {})
         problem = Problem.of(wrapped, start, contraction)
         solution = find_solver(self._keys["f_solver"]).solve(problem, start, stop)
@@ -167,8 +183,7 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         chosen: dict[str, Any] = {"f_max_iter": self._limit(), "f_tol": self.f_tol, **override}
         limit, tol = int(chosen["f_max_iter"]), float(chosen["f_tol"])
         if self._certified_stop and contraction is not None:
-            # d(z, z*) <= d(f(z), z) / (1 - rate): the residual to reach for a guaranteed distance of tol.
-            return Stop(tol * (1 - contraction.rate), limit, contraction.metric)
+            return Stop(tol, limit, "certified")
         return Stop(tol, limit, self.f_stop_mode)
 
     def _limit(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..certificates import Certificate, certify
 from ..errors import CertificateError, OptionError
 from ..layers import BoundMap
-from ..metrics import METRICS, Contraction
+from ..metrics import Contraction
 from ..result import Solution, Status
 from ..solvers import FLOOR_UNITS, Solver
 from ..solvers import solve as solve_residual
@@ -87,10 +87,9 @@ def _certified(
 ) -> Solution:
     """Solve to a residual that should do, look at the guaranteed error, and tighten the residual if need be."""
     contraction = proof.contraction
-    ratios = contraction is not None and contraction.metric in METRICS
-    mode = contraction.metric if contraction is not None and ratios else "rel"
-    # Half of what Banach's bound asks for leaves the other half to rounding; the relative residual is a mere guess.
-    tol = eps * (1 - contraction.rate) / 2 if contraction is not None else min(eps, 1e-2)
+    mode = "rel" if contraction is None else "certified"
+    # Half of what is asked for leaves the other half to rounding; a relative residual is a mere guess.
+    tol = min(eps, 1e-2) if contraction is None else eps / 2
     state, spent, products = start, 0, 0
     absolute: list[Tensor] = []
     relative: list[Tensor] = []
@@ -104,7 +103,7 @@ def _certified(
             tol=tol,
             max_iter=max_iter - spent,
             stop_mode=mode,
-            contraction=contraction if ratios else None,
+            contraction=contraction,
         )
         iterations = spent + solution.iterations
         spent += solution.evaluations

@@ -6,6 +6,7 @@ Options are looked up in the solver's own table of fields and converted by type;
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from ..bridge import SOLVERS as JULIA_SOLVERS
@@ -42,6 +43,11 @@ def parse_solver(key: str) -> Solver:
     """
     if not isinstance(key, str):
         raise OptionError(f"a solver key must be a string such as 'subdeq:auto', got {key!r}.")
+    return _parsed(key)
+
+
+@lru_cache(maxsize=256)  # solvers are immutable, and a core looks its own up at every call
+def _parsed(key: str) -> Solver:
     base, _, query = key.partition("?")
     family, _, name = base.partition(":")
     every = [f"{prefix}:{solver}" for prefix, solvers in FAMILIES.items() for solver in solvers]

@@ -17,7 +17,7 @@ from torchdeq.norm import base_norm as _torchdeq_norm
 from torchdeq.solver.stat import SolverStat
 from torchdeq.utils.layer_utils import DEQWrapper, deq_decorator
 
-from ..certificates import certify
+from ..certificates import certify, contraction_of
 from ..errors import OptionError, unknown_name
 from ..layers import BoundMap, make_nonneg, undo_nonneg
 from ..result import Solution, Status
@@ -32,6 +32,7 @@ __all__ = [
     "register_core",
     "register_norm",
     "register_solvers",
+    "registered",
     "solver",
     "statistics",
     "wrap_states",
@@ -88,9 +89,10 @@ class _Registered:
                 raise unknown_name(f"option of solver {self.settings.name}", name, table)
         settings = replace(self.settings, **options) if options else self.settings  # type: ignore[type-var]
         function = _unwrap(func)
-        # Theorems A and B cost next to nothing; the other conditions have their price at every solve.
-        bound = isinstance(function, BoundMap)
-        contraction = certify(function, conditions="subhomogeneous").contraction if bound else None
+        contraction = None
+        if isinstance(function, BoundMap):
+            # Theorems A and B cost next to nothing; the other conditions have their price at every solve.
+            contraction = contraction_of(function) or certify(function, conditions="subhomogeneous").contraction
         stop = Stop(tol, int(max_iter), stop_mode, tuple(int(index) for index in indexing or ()))
         solution = settings.solve(Problem.of(function, x0, contraction), x0, stop)
         return solution.value, list(solution.trajectory), statistics(solution)
@@ -123,7 +125,8 @@ class _Foreign(Iteration):
             return image if tau == 1.0 else tau * image + (1 - tau) * z
 
         mode = stop.mode if stop.mode in ("abs", "rel") else "rel"
-        value = self.function(counted, z0, max_iter=stop.max_iter, tol=stop.tol, stop_mode=mode)[0]
+        tol = Solver._understood(self, problem, stop).tol
+        value = self.function(counted, z0, max_iter=stop.max_iter, tol=tol, stop_mode=mode)[0]
         # What the solver says of itself is not taken on trust: its result is tested anew, and where that fails the
         # evaluations left are plain steps (torchdeq's solvers know neither Thompson's metric nor Hilbert's).
         measured = super()._run(problem, value, replace(stop, max_iter=max(1, int(stop.max_iter) - calls)))
@@ -148,6 +151,18 @@ def find_solver(key: str) -> Solver:
         raise unknown_name("solver", key, registry)
     found = registry[key]
     return found.settings if isinstance(found, _Registered) else _Foreign(found)
+
+
+def registered(key: str) -> Callable[..., Any]:
+    """The function that torchdeq calls for `key`, as it is: `(func, x0, max_iter, tol, ...) -> (z, trajectory, info)`.
+
+    Raises:
+        OptionError: there is none; the message names the nearest key.
+    """
+    registry: dict[str, Callable[..., Any]] = _torchdeq_solver._solvers
+    if key not in registry:
+        raise unknown_name("solver registered with torchdeq", key, registry)
+    return registry[key]
 
 
 def solver(key: str) -> str:

@@ -16,6 +16,7 @@ from ..degrees import REALS
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
 from .normalize import Normalizer, parse_norm
 from .operators import OPERATORS, Operator
+from .stepper import AdjointStepper, Stepper
 
 __all__ = ["BoundMap", "Linearization", "MapSpec", "make_normalizer"]
 
@@ -98,6 +99,18 @@ class BoundMap:
     def linearize(self, z: Tensor) -> Linearization:
         """The Jacobian at `z`, as exact products with tangents and cotangents."""
         return Linearization(self, z)
+
+    def stepper(self) -> Stepper:
+        """The map made ready for the inside of a solve."""
+        return Stepper(self)
+
+    def rows(self, index: Tensor) -> BoundMap:
+        """The map of the samples in `index (b,)`; its states are `(b, *sample)`."""
+
+        def pick(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.reshape(-1, *part.shape[part.dim() - self.sample_dims :])[index]
+
+        return replace(self, inner=pick(self.inner), outer=pick(self.outer))
 
     def jvp(self, z: Tensor, v: Tensor) -> Tensor:
         """`J_f(z) v`; at kinks, with an element of Clarke's Jacobian."""
@@ -247,22 +260,45 @@ def make_normalizer(groups: dict[str, tuple[int, ...]], normalize: object, over:
 
 
 class Linearization:
-    """The Jacobian of a `BoundMap` at one state: `value` is `f(z)`, `jvp` and `vjp` are exact products."""
+    """The Jacobian of a `BoundMap` at one state: `jvp` and `vjp` are exact products with tangents and cotangents.
+
+    Attributes:
+        slope: the derivative of the activation, of the state's shape.
+        norm: the normalisation at this state, or None.
+    """
 
     def __init__(self, bound: BoundMap, z: Tensor) -> None:
-        self._operator = bound.operator
-        t = bound._argument(z)
-        self._slope = bound.activation.derivative(t)
-        value = bound._unnormalized(t)
-        self._norm = None if bound.normalizer is None else bound.normalizer.linearize(value)
-        self.value = (value if self._norm is None else self._norm.value).to(z.dtype)
+        self._bound, self._state = bound, z
+        self._argument = bound._argument(z)
+        self.slope = bound.activation.derivative(self._argument)
+        normalizer = bound.normalizer
+        self.norm = None if normalizer is None else normalizer.linearize(bound._unnormalized(self._argument))
+
+    @property
+    def value(self) -> Tensor:
+        """`f(z)`."""
+        value = self._bound._unnormalized(self._argument) if self.norm is None else self.norm.value
+        return value.to(self._state.dtype)
 
     def jvp(self, v: Tensor) -> Tensor:
         """`J v` for a tangent `v` of the state's shape."""
-        tangent = self._slope * self._operator(v)
-        return (tangent if self._norm is None else self._norm.jvp(tangent)).to(v.dtype)
+        tangent = self.slope * self._bound.operator(v)
+        return (tangent if self.norm is None else self.norm.jvp(tangent)).to(v.dtype)
 
     def vjp(self, u: Tensor) -> Tensor:
         """`J^T u` for a cotangent `u` of the state's shape."""
-        cotangent = u if self._norm is None else self._norm.vjp(u)
-        return self._operator.transpose(self._slope * cotangent).to(u.dtype)
+        cotangent = u if self.norm is None else self.norm.vjp(u)
+        return self._bound.operator.transpose(self.slope * cotangent).to(u.dtype)
+
+    def adjoint_stepper(self, g: Tensor) -> AdjointStepper:
+        """`u -> g + J^T u` made ready for the inside of a solve."""
+        return AdjointStepper(self._bound, self, g)
+
+    def pullback(self, u: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `<u, f(z)>` with respect to `tensors` of the map, in their order; without autograd."""
+        outer = u if self.norm is None else self.norm.vjp(u)
+        inner = self.slope * outer
+        bound = self._bound
+        given = [(bound.inner, inner), (bound.outer, outer)]
+        gradients = (*bound.operator.gradients(self._state, inner), *(c for part, c in given if part is not None))
+        return tuple(c.to(part.dtype) for part, c in zip(bound.tensors, gradients, strict=True))

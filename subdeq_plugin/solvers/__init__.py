@@ -11,7 +11,19 @@ from ..metrics import Contraction
 from ..result import Solution
 from .anderson import Anderson
 from .auto import Auto
-from .base import FLOOR_UNITS, STOP_MODES, AdjointMap, FixedPointMap, Iteration, Problem, Solver, Stop, require
+from .base import (
+    FLOOR_UNITS,
+    STOP_MODES,
+    AdjointMap,
+    FixedPointMap,
+    Iteration,
+    Memory,
+    Problem,
+    Solver,
+    Stepper,
+    Stop,
+    require,
+)
 from .gmres import Gmres
 from .halpern import Halpern
 from .newton_krylov import NewtonKrylov
@@ -28,10 +40,12 @@ __all__ = [
     "Gmres",
     "Halpern",
     "Iteration",
+    "Memory",
     "NewtonKrylov",
     "Picard",
     "Problem",
     "Solver",
+    "Stepper",
     "Stop",
     "require",
     "solve",

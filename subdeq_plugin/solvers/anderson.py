@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Iteration, Problem, require
+from .base import Iteration, Memory, Problem, require
 
 __all__ = ["Anderson"]
 
@@ -20,13 +20,16 @@ __all__ = ["Anderson"]
 _RESTART = 10.0
 
 
-class _History:
+class _History(Memory):
+    """The last differences of residuals, those of damped images, and the Gram matrix of the former."""
+
     def __init__(self, z: Tensor, memory: int) -> None:
         shape = (z.shape[0], memory, z.shape[1])
-        self.dz = torch.zeros(shape, dtype=z.dtype, device=z.device)
-        self.dr = torch.zeros_like(self.dz)
-        self.z: Tensor | None = None
+        self.dr = torch.zeros(shape, dtype=z.dtype, device=z.device)
+        self.dg = torch.zeros_like(self.dr)
+        self.gram = torch.zeros(z.shape[0], memory, memory, dtype=z.dtype, device=z.device)
         self.r: Tensor | None = None
+        self.g: Tensor | None = None
         self.best = torch.full((z.shape[0],), torch.inf, dtype=z.dtype, device=z.device)
         self.count = 0
 
@@ -59,33 +62,36 @@ class Anderson(Iteration):
 
     def step(self, problem: Problem, z: Tensor, fz: Tensor, state: _History) -> Tensor:
         r = fz - z
-        if state.z is None or state.r is None:
-            state.z, state.r = z, r
-            return z + self.damping * r
-        slot = state.count % state.dz.shape[1]
+        g = fz if self.damping == 1 else torch.add(z, r, alpha=self.damping)
+        if state.r is None or state.g is None:
+            state.r, state.g = r, g
+            return g
+        slot = state.count % state.dr.shape[1]
         state.count += 1
-        state.dz[:, slot], state.dr[:, slot] = z - state.z, r - state.r
-        state.z, state.r = z, r
+        used = min(state.count, state.dr.shape[1])
+        torch.sub(r, state.r, out=state.dr[:, slot])
+        torch.sub(g, state.g, out=state.dg[:, slot])
+        state.r, state.g = r, g
+        # The newest row of the Gram matrix and the right-hand side, in one product.
+        pair = torch.stack([state.dr[:, slot], r], dim=2)
+        products = torch.bmm(state.dr[:, :used], pair)
+        state.gram[:, slot, :used] = state.gram[:, :used, slot] = products[:, :, 0]
         size = torch.linalg.vector_norm(r, dim=1)
         forget = ~(size <= _RESTART * state.best)
         state.best = torch.fmin(state.best, size)
         if bool(forget.any()):
-            keep = ~forget[:, None, None]
-            state.dz, state.dr = torch.where(keep, state.dz, 0.0), torch.where(keep, state.dr, 0.0)
-        gamma = self._coefficients(state.dr, r)
-        correction = torch.einsum("bm,bmn->bn", gamma, state.dz + self.damping * state.dr)
-        return z + self.damping * r - correction
+            state.dr[forget], state.dg[forget], state.gram[forget] = 0.0, 0.0, 0.0
+            products[forget] = 0.0
+        gamma = self._coefficients(state.gram[:, :used, :used], products[:, :, 1])
+        return torch.baddbmm(g[:, None], gamma[:, None], state.dg[:, :used], alpha=-1)[:, 0]
 
-    def _coefficients(self, dr: Tensor, r: Tensor) -> Tensor:
+    def _coefficients(self, gram: Tensor, right: Tensor) -> Tensor:
         """The regularised least-squares solution `(B, m)`; zero for samples whose data are not finite."""
-        gram = dr @ dr.mT
-        right = torch.einsum("bmn,bn->bm", dr, r)
-        finite = gram.isfinite().flatten(1).all(dim=1) & right.isfinite().all(dim=1)
         scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
-        weight = self.regularization * torch.finfo(dr.dtype).eps * scale
-        usable = finite & (scale > 0)
-        eye = torch.eye(gram.shape[1], dtype=dr.dtype, device=dr.device)
+        usable = (scale > 0) & (scale + gram.sum(dim=(1, 2)) + right.sum(dim=1)).isfinite()
+        weight = self.regularization * torch.finfo(gram.dtype).eps * scale
+        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         safe = torch.where(usable[:, None, None], gram + weight[:, None, None] * eye, eye)
-        wide = torch.promote_types(dr.dtype, torch.float32)  # torch solves no systems in half precision
+        wide = torch.promote_types(gram.dtype, torch.float32)  # torch solves no systems in half precision
         solution, _ = torch.linalg.solve_ex(safe.to(wide), torch.where(usable[:, None], right, 0.0).to(wide))
-        return solution.to(dr.dtype)
+        return solution.to(gram.dtype)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,13 +26,15 @@ __all__ = [
     "AdjointMap",
     "FixedPointMap",
     "Iteration",
+    "Memory",
     "Problem",
     "Solver",
+    "Stepper",
     "Stop",
     "require",
 ]
 
-STOP_MODES = ("abs", "rel", *METRICS)
+STOP_MODES = ("abs", "rel", *METRICS, "certified")
 
 FLOOR_UNITS = 16  # a relative residual of so many rounding units is as small as they get
 
@@ -43,6 +45,27 @@ class _Linearization(Protocol):
     def jvp(self, v: Tensor) -> Tensor: ...
 
     def vjp(self, u: Tensor) -> Tensor: ...
+
+
+class Stepper(Protocol):
+    """A map made ready for the inside of a solve: no autograd, no checks, nothing allocated that can be avoided."""
+
+    @property
+    def error(self) -> float:
+        """A bound of the absolute rounding error of an image beyond that of the map itself; 0 if they agree."""
+        ...
+
+    def enter(self, z: Tensor) -> Tensor:
+        """A state of the problem's shape as the states that are stepped: one leading dimension for the samples."""
+        ...
+
+    def leave(self, z: Tensor, shape: torch.Size) -> Tensor:
+        """A stepped state in the problem's shape."""
+        ...
+
+    def __call__(self, z: Tensor, out: Tensor, /) -> Tensor:
+        """`f(z)`, in `out` where that is faster; `out` has the shape of `z` and does not overlap it."""
+        ...
 
 
 @runtime_checkable
@@ -92,6 +115,8 @@ class Problem:
         contraction: a proven contraction of the map, if there is one.
         jacobian: `z -> (v -> J v)` on states of shape `shape`, where the map brings it.
         projection: moves a state of shape `shape` to where fixed points lie, where the map brings such a thing.
+        prepare: makes the map ready for the inside of a solve, where it knows how.
+        part: `index -> map` of some of the samples, where the map brings it.
         affine: the map is known to be affine.
         lowered: the dtype autocast lowers the map to, or None. Only the map runs under autocast, not the solver.
     """
@@ -103,6 +128,8 @@ class Problem:
     contraction: Contraction | None = None
     jacobian: Callable[[Tensor], JacobianProduct] | None = None
     projection: Callable[[Tensor], Tensor] | None = None
+    prepare: Callable[[], Stepper] | None = None
+    part: Callable[[Tensor], FixedPointMap] | None = None
     affine: bool = False
     lowered: torch.dtype | None = None
 
@@ -120,27 +147,44 @@ class Problem:
         check_floating("z0", start)
         check_nonempty("z0", start)
         lowered = autocast_dtype(start.device)
-        if not isinstance(function, FixedPointMap):
+        if not hasattr(function, "linearize"):  # a `FixedPointMap` has; asking for the protocol itself takes longer
             samples = start.shape[0] if start.dim() else 1
             return cls(function, start.shape, samples, contraction=contraction, lowered=lowered)
-        if function.positive:
+        described = cast(FixedPointMap, function)
+        if described.positive:
             check_positive("z0", start)
-        lead = start.shape[: start.dim() - function.sample_dims]
+        lead = start.shape[: start.dim() - described.sample_dims]
 
         def jacobian(z: Tensor) -> JacobianProduct:
-            return function.linearize(z).jvp
+            return described.linearize(z).jvp
 
         return cls(
-            function,
+            described,
             start.shape,
             math.prod(lead),
-            function.positive,
+            described.positive,
             contraction,
             jacobian,
-            getattr(function, "project", None),
-            getattr(function, "affine", False),
+            getattr(described, "project", None),
+            getattr(described, "stepper", None) if lowered is None else None,
+            getattr(described, "rows", None),
+            getattr(described, "affine", False),
             lowered,
         )
+
+    def rows(self, index: Tensor) -> Problem:
+        """The problem of some of the samples, for a map that has `part`; states are `(b, *sample)`."""
+        if self.part is None:
+            raise TypeError("this problem cannot be split: its map does not say what its samples are.")
+        function = self.part(index)
+        shape = torch.Size([len(index), *self.shape[len(self.shape) - function.sample_dims :]])
+        return replace(
+            Problem.of(function, torch.ones(shape, device=index.device), self.contraction), lowered=self.lowered
+        )
+
+    def stepper(self) -> Stepper:
+        """The map made ready for the inside of a solve."""
+        return _Evaluations(self) if self.prepare is None else self.prepare()
 
     def evaluate(self, z: Tensor) -> Tensor:
         """`f` on a state in its own shape, in the dtype of `z`."""
@@ -164,9 +208,9 @@ class Problem:
         return self.projection(z.reshape(self.shape)).reshape(self.samples, -1)
 
     def admissible(self, z: Tensor) -> Tensor:
-        """`(B,)` bool: finite, and positive where the problem asks for it."""
-        fine = z.isfinite().all(dim=1)
-        return fine & (z > 0).all(dim=1) if self.positive else fine
+        """`(B,)` bool: finite with a finite two-norm, and positive where the problem asks for it."""
+        fine = torch.linalg.vector_norm(z, dim=1).isfinite()
+        return fine & (z.amin(dim=1) > 0) if self.positive else fine
 
     def jacobian_at(self, z: Tensor, fz: Tensor) -> JacobianProduct:
         """`v -> J v` at `z`, on `(B, N)`: the map's own product, or a difference quotient of `f`.
@@ -196,6 +240,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class _Evaluations:
+    """A map that knows no better than to be called."""
+
+    problem: Problem
+    error: float = 0.0
+
+    def enter(self, z: Tensor) -> Tensor:
+        return self.problem.flatten(z)
+
+    def leave(self, z: Tensor, shape: torch.Size) -> Tensor:
+        return z.reshape(shape)
+
+    def __call__(self, z: Tensor, out: Tensor, /) -> Tensor:
+        return self.problem(z)
+
+
+@dataclass(frozen=True)
 class Stop:
     """When a solve ends and what it records.
 
@@ -203,7 +264,9 @@ class Stop:
         tol: a sample is done when its residual in `mode` is at most this.
         max_iter: the largest number of evaluations of the map.
         mode: "abs" for `|f(z) - z|`, "rel" for `|f(z) - z| / |f(z)|` (two-norms per sample), or the distance from `z`
-            to `f(z)` in "thompson" or "hilbert".
+            to `f(z)` in "thompson" or "hilbert". "certified" is for problems with a proven contraction: the answer is
+            then an image `f(z)`, and a sample is done when the proof puts that within `tol` of the fixed point, in the
+            metric of the contraction and up to rounding.
         indexing: evaluations (counted from 1) at which the state is to be recorded.
 
     Raises:
@@ -222,6 +285,18 @@ class Stop:
             raise OptionError(f"max_iter must be a positive integer, got {self.max_iter!r}.")
         if self.mode not in STOP_MODES:
             raise unknown_name("stop_mode", self.mode, STOP_MODES)
+
+
+class Memory:
+    """Base of what an iteration remembers: its tensors have a row for every sample."""
+
+    products: int = 0  # Jacobian products taken on the whole batch
+
+    def keep(self, index: Tensor) -> None:
+        """Forget all samples but those in `index (b,)`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[index])
 
 
 class Solver(ABC):
@@ -247,9 +322,28 @@ class Solver(ABC):
         """
 
     def solve(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
-        """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`."""
+        """Solve from `z0`, a state in its own shape, without autograd and in the dtype of `z0`.
+
+        Raises:
+            OptionError: the test is "certified", and the problem has no proven contraction.
+        """
+        if stop.mode == "certified" and problem.contraction is None:
+            raise OptionError(
+                "stop_mode='certified' needs a proven contraction; pass contraction=certificate.contraction, or choose "
+                f"one of {', '.join(repr(mode) for mode in STOP_MODES if mode != 'certified')}."
+            )
+        stop = self._understood(problem, stop)
         with torch.no_grad(), autocast_off(z0.device):
             return self._run(problem, z0.detach(), stop)
+
+    def _understood(self, problem: Problem, stop: Stop) -> Stop:
+        """A test that this solver knows and that implies `stop`: a residual in the metric of the contraction."""
+        contraction = problem.contraction
+        if stop.mode != "certified" or contraction is None:
+            return stop
+        # d(z, z*) <= d(f(z), z) / (1 - rate)
+        mode = contraction.metric if contraction.metric in METRICS else "rel"
+        return replace(stop, tol=stop.tol * (1 - contraction.rate), mode=mode)
 
     @abstractmethod
     def _run(self, problem: Problem, z0: Tensor, stop: Stop) -> Solution:
@@ -266,9 +360,12 @@ class Solver(ABC):
 class Iteration(Solver):
     """Base of the solvers that are a step; the loop around it is `iterate`."""
 
+    def _understood(self, problem: Problem, stop: Stop) -> Stop:
+        return stop
+
     @abstractmethod
     def start(self, problem: Problem, z: Tensor) -> Any:
-        """A fresh state for one solve from `z (B, N)`."""
+        """A fresh state for one solve from `z (B, N)`: a `Memory`, or None where nothing is remembered."""
 
     @abstractmethod
     def step(self, problem: Problem, z: Tensor, fz: Tensor, state: Any) -> Tensor:

@@ -7,15 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Iteration, Problem, require
+from .base import Iteration, Memory, Problem, require
 from .krylov import gmres
 
 __all__ = ["Gmres"]
-
-
-class _Count:
-    def __init__(self) -> None:
-        self.products = 0
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,10 @@ class Gmres(Iteration):
         require(0 < self.linear_rtol < 1, "linear_rtol", self.linear_rtol, "in (0, 1)")
         require(self.krylov_dim >= 1, "krylov_dim", self.krylov_dim, "at least 1")
 
-    def start(self, problem: Problem, z: Tensor) -> _Count:
-        return _Count()
+    def start(self, problem: Problem, z: Tensor) -> Memory:
+        return Memory()
 
-    def step(self, problem: Problem, z: Tensor, fz: Tensor, state: _Count) -> Tensor:
+    def step(self, problem: Problem, z: Tensor, fz: Tensor, state: Memory) -> Tensor:
         product = problem.jacobian_at(z, fz)
         direction, used = gmres(product, fz - z, rtol=self.linear_rtol, krylov_dim=self.krylov_dim)
         state.products += used

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Iteration, Problem, require
+from .base import Iteration, Memory, Problem, require
 
 __all__ = ["Halpern"]
 
 
-class _Anchor:
+class _Anchor(Memory):
     def __init__(self, z: Tensor) -> None:
         self.z = z
         self.residual = torch.full((z.shape[0],), torch.inf, dtype=z.dtype, device=z.device)

@@ -1,67 +1,104 @@
-"""The only iteration loop of the package: per-sample bookkeeping around any solver's step.
+"""The loop around any solver's step: per-sample bookkeeping, and a test after every evaluation.
 
-Every sample is judged by itself. A finished sample is frozen; a sample that turns NaN or infinite goes back to its
-best state once, by a plain application of the map, and is given up if it does so again without having improved. All
-choices between samples are `torch.where`, so that NaN in one row never reaches another.
+Every sample is judged by itself. A finished sample is frozen, and left out altogether once it is in the majority; a
+sample that turns NaN or infinite goes back to its best state once, by a plain application of the map, and is given up
+if it does so again without having improved. All choices between samples are made row by row, so that NaN in one never
+reaches another. What is known of a sample is a number in an array of NumPy, which is read far faster than a tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics import METRICS
 from ..result import Solution, Status
 from .base import FLOOR_UNITS, Iteration, Problem, Stop
 
-__all__ = ["advance", "iterate"]
+__all__ = ["iterate"]
 
 _PATIENCE = 6  # steps without progress after which a residual of the size of rounding will not get smaller
+_FEW = 0.5  # leave finished samples out once no more than this part is left
+
+Rows = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
-@dataclass
-class _Residual:
+def _numpy(rows: Tensor) -> Rows:
+    return rows.to("cpu", torch.float64).numpy()
+
+
+def _rows(mask: Mask, yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` where `mask`, else `no`, for whole rows; nothing is copied where all rows agree."""
+    if mask.all():
+        return yes
+    if not mask.any():
+        return no
+    return torch.where(torch.from_numpy(mask).to(yes.device)[:, None], yes, no)
+
+
+class _Residuals:
     """Residuals of one evaluation, each `(B,)`: two-norm, relative two-norm, and the one the solve stops by."""
 
-    absolute: Tensor
-    relative: Tensor
-    tested: Tensor
+    def __init__(self, problem: Problem, z: Tensor, fz: Tensor, mode: str) -> None:
+        norms = torch.stack([torch.linalg.vector_norm(fz - z, dim=1), torch.linalg.vector_norm(fz, dim=1)])
+        self.absolute, size = _numpy(norms)
+        with np.errstate(all="ignore"):
+            self.relative = self.absolute / np.maximum(size, torch.finfo(fz.dtype).tiny)
+        contraction = problem.contraction
+        if mode in METRICS:
+            self.tested = _numpy(METRICS[mode](fz, z))
+        elif mode == "certified" and contraction is not None:
+            self.tested = contraction.rate / (1 - contraction.rate) * _numpy(contraction.distance(fz, z))
+        else:
+            self.tested = self.absolute if mode == "abs" else self.relative
 
 
-def _measure(z: Tensor, fz: Tensor, mode: str) -> _Residual:
-    absolute = torch.linalg.vector_norm(fz - z, dim=1)
-    relative = absolute / torch.linalg.vector_norm(fz, dim=1).clamp(min=torch.finfo(fz.dtype).tiny)
-    if mode in METRICS:
-        return _Residual(absolute, relative, METRICS[mode](fz, z))
-    return _Residual(absolute, relative, absolute if mode == "abs" else relative)
+class _Ledger:
+    """What is known of every sample, and the best iterate of those that are still carried."""
 
+    def __init__(self, problem: Problem, z: Tensor, mode: str) -> None:
+        count = problem.samples
+        self.carried = np.arange(count)
+        self.z = self.fz = z
+        self.absolute, self.relative, self.tested = (np.full(count, np.inf) for _ in range(3))
+        self.iteration, self.stalled = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self.status = np.full(count, int(Status.MAX_ITERATIONS))
+        self._image = mode == "certified"
+        self._answers: Tensor | None = None
+        self._shape, self._flatten = problem.shape, problem.flatten
 
-def _rows(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mask[:, None], yes, no)
-
-
-class _Best:
-    """The best iterate of every sample so far."""
-
-    def __init__(self, z: Tensor) -> None:
-        infinite = torch.full((z.shape[0],), torch.inf, dtype=z.dtype, device=z.device)
-        self.z, self.fz = z, z
-        self.residual = _Residual(infinite, infinite, infinite)
-        self.iteration = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
-        self.stalled = torch.zeros_like(self.iteration)
-
-    def update(self, better: Tensor, z: Tensor, fz: Tensor, residual: _Residual, iteration: int) -> None:
-        old = self.residual
+    def improve(self, better: Mask, z: Tensor, fz: Tensor, new: _Residuals, iteration: int) -> None:
+        """Take in the carried samples whose residual became smaller."""
         self.z, self.fz = _rows(better, z, self.z), _rows(better, fz, self.fz)
-        self.residual = _Residual(
-            torch.where(better, residual.absolute, old.absolute),
-            torch.where(better, residual.relative, old.relative),
-            torch.where(better, residual.tested, old.tested),
-        )
-        self.iteration = torch.where(better, iteration, self.iteration)
-        self.stalled = torch.where(better, 0, self.stalled + 1)
+        rows = self.carried[better]
+        self.absolute[rows], self.relative[rows] = new.absolute[better], new.relative[better]
+        self.tested[rows], self.iteration[rows] = new.tested[better], iteration
+        self.stalled[self.carried] += 1
+        self.stalled[rows] = 0
+
+    def drop(self, kept: Mask) -> Tensor:
+        """Carry on with some of the carried samples; their index among those carried before."""
+        if self._answers is None:
+            self._answers = torch.empty_like(self.fz if self._image else self.z)
+            rows = torch.arange(len(self.carried))
+        else:
+            rows = torch.from_numpy(self.carried)
+        self._answers[rows.to(self.z.device)] = self.fz if self._image else self.z
+        index = torch.from_numpy(np.flatnonzero(kept)).to(self.z.device)
+        self.carried, self.z, self.fz = self.carried[kept], self.z[index], self.fz[index]
+        return index
+
+    def value(self) -> Tensor:
+        """The best iterate of every sample, in the state's own shape."""
+        best = self.fz if self._image else self.z
+        if self._answers is not None:
+            best = self._answers.index_copy(0, torch.from_numpy(self.carried).to(best.device), best)
+        return best.reshape(self._shape)
 
 
 def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, evaluations: int = 0) -> Solution:
@@ -75,76 +112,93 @@ def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, eval
         evaluations: how many evaluations were spent before this call; they count towards the limit.
 
     Returns:
-        For every sample the iterate with the smallest residual, which is the residual reported.
+        For every sample the iterate with the smallest residual, which is the residual reported; with the test
+        "certified" its image, to which the proof applies.
     """
+    whole, unit = problem, problem.rounding_unit(z0)
     z = problem.place(problem.flatten(z0))
     state = solver.start(problem, z)
-    best = _Best(z)
-    unit = problem.rounding_unit(z)
-    status = torch.full((problem.samples,), int(Status.MAX_ITERATIONS), dtype=torch.int64, device=z.device)
-    active = torch.ones_like(status, dtype=torch.bool)
-    retried = torch.zeros_like(active)
-    absolute, relative, recorded = [], [], []
+    ledger = _Ledger(problem, z, stop.mode)
+    active = np.ones(problem.samples, dtype=bool)
+    retried = np.zeros(problem.samples, dtype=bool)
+    # A contraction in a metric with weights may have some for every sample.
+    metric = "thompson" if problem.contraction is None else problem.contraction.metric
+    separable = problem.part is not None and (stop.mode != "certified" or metric in METRICS)
+    trace: list[tuple[Rows, Rows]] = []
+    recorded: list[Tensor] = []
     iteration = evaluations
     while iteration < max(int(stop.max_iter), evaluations + 1):
         iteration += 1
         fz = problem(z)
-        residual = _measure(z, fz, stop.mode)
-        finite = residual.tested.isfinite() & residual.absolute.isfinite()
-        better = active & finite & (residual.tested < best.residual.tested)
-        best.update(better, z, fz, residual, iteration)
+        new = _Residuals(problem, z, fz, stop.mode)
+        rows = ledger.carried
+        finite = np.isfinite(new.tested) & np.isfinite(new.absolute)
+        better = active & finite & (new.tested < ledger.tested[rows])
+        ledger.improve(better, z, fz, new, iteration)
 
-        done = active & finite & (residual.tested <= stop.tol)
-        floor = active & ~done & (best.stalled >= _PATIENCE) & (best.residual.relative <= FLOOR_UNITS * unit)
-        seen = best.residual.tested.isfinite()
+        done = active & finite & (new.tested <= stop.tol)
+        floor = active & ~done & (ledger.stalled[rows] >= _PATIENCE) & (ledger.relative[rows] <= FLOOR_UNITS * unit)
+        seen = np.isfinite(ledger.tested[rows])
         broken = active & ~finite
-        retried = retried & ~better
+        retried &= ~better
         given_up = broken & (retried | ~seen)
-        status = torch.where(done, int(Status.CONVERGED), status)
-        status = torch.where(floor, int(Status.ROUNDING_FLOOR), status)
-        status = torch.where(given_up, torch.where(seen, int(Status.DIVERGED), int(Status.NONFINITE)), status)
+        ledger.status[rows[done]] = int(Status.CONVERGED)
+        ledger.status[rows[floor]] = int(Status.ROUNDING_FLOOR)
+        ledger.status[rows[given_up]] = np.where(seen[given_up], int(Status.DIVERGED), int(Status.NONFINITE))
         active = active & ~done & ~floor & ~given_up
-        absolute.append(best.residual.absolute)
-        relative.append(best.residual.relative)
+        trace.append((ledger.absolute.copy(), ledger.relative.copy()))
         if iteration in stop.indexing:
-            recorded.append(best.z.reshape(problem.shape))
-        if not bool(active.any()) or iteration >= stop.max_iter:
+            recorded.append(ledger.value())
+        if not active.any() or iteration >= stop.max_iter:
             break
 
+        if separable and active.sum() <= _FEW * len(active):
+            index = ledger.drop(active)
+            problem = problem.rows(index)
+            z, fz, broken, retried = z[index], fz[index], broken[active], retried[active]
+            active = active[active]
+            if state is not None:
+                state.keep(index)
         back = broken & active
-        retried = retried | back
-        z, fz = _rows(back, best.z, z), _rows(back, best.fz, fz)
+        retried |= back
+        z, fz = _rows(back, ledger.z, z), _rows(back, ledger.fz, fz)
         proposal = solver.step(problem, z, fz, state)
-        usable = problem.admissible(proposal) & ~back
-        z = _rows(active, problem.place(_rows(usable, proposal, fz)), best.z)
+        if proposal is not fz:
+            usable = problem.admissible(proposal).cpu().numpy()
+            proposal = _rows(usable & ~back, proposal, fz)
+        z = _rows(active, problem.place(proposal), ledger.z)
 
-    value = best.z.reshape(problem.shape)
+    return _solution(whole, ledger, iteration, state, trace, recorded, stop)
+
+
+def _solution(
+    problem: Problem,
+    ledger: _Ledger,
+    evaluations: int,
+    state: Any,
+    trace: list[tuple[Rows, Rows]],
+    recorded: list[Tensor],
+    stop: Stop,
+) -> Solution:
+    value = ledger.value()
     # torchdeq pairs recorded states with gradient functions, the last of which must see the final state.
     recorded += [value] * (len(stop.indexing) - len(recorded))
     if stop.indexing:
         recorded[-1] = value
+
+    def tensor(rows: Any) -> Tensor:
+        return torch.from_numpy(rows).to(value.device, value.dtype)
+
+    traces = tensor(np.array(trace))
     return Solution(
         value=value,
-        status=status,
-        abs_residual=best.residual.absolute,
-        rel_residual=best.residual.relative,
-        iterations=best.iteration,
-        evaluations=iteration,
-        linear_evaluations=getattr(state, "products", 0),
-        abs_trace=torch.stack(absolute, dim=1),
-        rel_trace=torch.stack(relative, dim=1),
+        status=torch.from_numpy(ledger.status).to(value.device),
+        abs_residual=tensor(ledger.absolute),
+        rel_residual=tensor(ledger.relative),
+        iterations=torch.from_numpy(ledger.iteration).to(value.device),
+        evaluations=evaluations,
+        linear_evaluations=0 if state is None else state.products,
+        abs_trace=traces[:, 0].t(),
+        rel_trace=traces[:, 1].t(),
         trajectory=tuple(recorded),
     )
-
-
-def advance(problem: Problem, z: Tensor, steps: int | Tensor) -> Tensor:
-    """Plain applications of the map to `z (B, N)` without any test: `steps` of them, or `(B,)`, each sample its own."""
-    if isinstance(steps, int):
-        for _ in range(steps):
-            z = problem(z)
-        return z
-    fewest, most = int(steps.min()), int(steps.max())
-    z = advance(problem, z, fewest)
-    for taken in range(fewest, most):
-        z = _rows(steps > taken, problem(z), z)
-    return z

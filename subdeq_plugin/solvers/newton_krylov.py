@@ -11,20 +11,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Iteration, Problem, require
+from .base import Iteration, Memory, Problem, require
 from .krylov import gmres
 
 __all__ = ["NewtonKrylov"]
 
 
-class _Search:
+class _Search(Memory):
     """Where each sample last stood, in which direction it went, and how far."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = self.fz = self.direction = torch.zeros_like(z)
         self.residual = torch.full((z.shape[0],), torch.inf, dtype=z.dtype, device=z.device)
         self.length = torch.ones_like(self.residual)
-        self.products = 0
 
 
 @dataclass(frozen=True)

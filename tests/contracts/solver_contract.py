@@ -17,6 +17,7 @@ from tests.problems import (
     Affine,
     Map,
     RecordedBound,
+    Whole,
     bound_map,
     make_input,
     make_layer,
@@ -172,7 +173,7 @@ class SolverContract:
             assert together.steps[i] == alone.steps[0]
 
     def test_a_finished_sample_is_frozen(self, route):
-        function = RecordedBound.of(signed_bound())
+        function = Whole.of(signed_bound())
         start = torch.rand(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
         tol = 1e-6
         outcome = route.solve(function, start, max_iter=3000, tol=tol, stop_mode="rel", indexing=())
@@ -186,6 +187,16 @@ class SolverContract:
                 frozen += 1
                 assert torch.equal(later[row], function.states[first][row])
         assert frozen > 0, "the rows were meant to finish at different times"
+
+    def test_finished_samples_may_be_left_out(self, route):
+        function, whole = RecordedBound.of(signed_bound()), Whole.of(signed_bound())
+        start = torch.rand(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+        settings = {"max_iter": 3000, "tol": 1e-6, "stop_mode": "rel", "indexing": ()}
+        outcome, reference = route.solve(function, start, **settings), route.solve(whole, start, **settings)
+        torch.testing.assert_close(outcome.value, reference.value, rtol=1e-12, atol=1e-13)
+        assert torch.equal(outcome.steps, reference.steps) and torch.equal(outcome.status, reference.status)
+        torch.testing.assert_close(outcome.absolute, reference.absolute, rtol=1e-6, atol=1e-15)
+        assert sum(len(state) for state in function.states) <= sum(len(state) for state in whole.states)
 
     def test_bad_samples_leave_the_others_exact_and_are_named(self, route):
         good = (_cosine, _tanh)

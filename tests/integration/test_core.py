@@ -50,7 +50,7 @@ def core(**settings) -> sd.CertifiedDEQ:
         ({"f_max_iter": 0}, "max_iter must be a positive integer"),
         ({"b_max_iter": 1.5}, "max_iter must be a positive integer"),
         ({"f_stop_mode": "certifed"}, "unknown stop_mode"),
-        ({"b_stop_mode": "certified"}, "unknown stop_mode"),
+        ({"b_stop_mode": "certified"}, "unknown stop_mode of a backward solve"),
         ({"on_failure": "explode"}, "unknown on_failure 'explode'"),
     ],
 )

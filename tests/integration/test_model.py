@@ -75,8 +75,9 @@ def test_statistics_of_the_last_solves(name):
     forward = model.stats.forward
     assert forward is not None and model.stats.backward is None
     absolute, relative = residuals(layer.bind(x).detach(), z.detach())
-    torch.testing.assert_close(forward.abs_residual, absolute, rtol=1e-3, atol=1e-14)
-    torch.testing.assert_close(forward.rel_residual, relative, rtol=1e-3, atol=1e-14)
+    # Those of the state that was tested, of which the answer is the image.
+    assert bool((absolute <= 1.001 * forward.abs_residual + 1e-14).all()) and float(forward.abs_residual.max()) < 1e-4
+    assert bool((relative <= 1.001 * forward.rel_residual + 1e-14).all()) and float(forward.rel_residual.max()) < 1e-4
     assert forward.value.numel() == 0 and forward.trajectory == ()
     z.square().sum().backward()
     backward = model.stats.backward

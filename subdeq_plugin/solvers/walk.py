@@ -1,0 +1,235 @@
+"""Plain iteration whose length a proof predicts: hardly a test, hardly a tensor allocated.
+
+S. Banach, Fund. Math. 3 (1922): where `f` contracts a distance `d` by `q`, the image `f(z)` is within
+`q / (1 - q) d(z, f(z))` of the fixed point, and `d(z, f(z))` shrinks by `q` or more with every step. How much it shrank
+between two tests tells when the next one will succeed; nothing is looked at before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..metrics import METRICS, Contraction, iterations_for, ratio_range
+from ..result import Solution, Status
+from .base import Problem, Stepper, Stop
+
+__all__ = ["Walk", "walk"]
+
+Rows = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+
+_FIRST = 3  # the first evaluation that is tested: the steps away from a start of ones tell little
+_FARTHEST = 10.0  # how far a start is taken to be from its image where nothing is measured
+# Later steps shrink less than early ones, so a rate `q` that was observed is taken for `q ** _SLOWING`; but to predict
+# a step too few costs a test only, and one too many an evaluation, so `_MARGIN` of a step is left off. Chosen for few
+# evaluations and few tests over layers of all kinds.
+_SLOWING = 0.9
+_MARGIN = 0.25
+_FAITHFUL = 0.25  # the part of the tolerance that a stepper's own rounding may take
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How far plain steps came.
+
+    Attributes:
+        state: `(B, N)`: the answers of the samples that finished, the last iterates of the others.
+        evaluations: taken by the whole batch.
+        finished: `(B,)` bool, the samples that met the test. The others are left to another method: the proof asks for
+            too many steps, or they do not behave as it says, which is rounding, or NaN.
+        absolute, relative: `(B,)` residuals at the iterate that was tested.
+    """
+
+    state: Tensor
+    evaluations: int
+    finished: Mask
+    absolute: Rows
+    relative: Rows
+
+    def solution(self, shape: torch.Size) -> Solution:
+        """The result, where every sample finished."""
+        state, device = self.state, self.state.device
+        absolute, relative = (torch.from_numpy(rows).to(state) for rows in (self.absolute, self.relative))
+        count = torch.full((len(state),), self.evaluations, dtype=torch.int64, device=device)
+        return Solution(
+            value=state.reshape(shape),
+            status=torch.full_like(count, int(Status.CONVERGED)),
+            abs_residual=absolute,
+            rel_residual=relative,
+            iterations=count,
+            evaluations=self.evaluations,
+            abs_trace=absolute[:, None],
+            rel_trace=relative[:, None],
+        )
+
+    def merged(self, rest: Solution) -> Solution:
+        """The result of a solve that went on from `state`, with the answers of the samples that had finished."""
+        if not self.finished.any():
+            return rest
+        mine = self.solution(rest.value.shape)
+        rows = torch.from_numpy(self.finished).to(self.state.device)
+
+        def choose(own: Tensor, other: Tensor) -> Tensor:
+            return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), own, other)
+
+        return replace(
+            rest,
+            value=choose(self.state, rest.value.reshape(self.state.shape)).reshape(rest.value.shape),
+            status=choose(mine.status, rest.status),
+            abs_residual=choose(mine.abs_residual, rest.abs_residual),
+            rel_residual=choose(mine.rel_residual, rest.rel_residual),
+            iterations=choose(mine.iterations, rest.iterations),
+            abs_trace=choose(mine.abs_trace, rest.abs_trace),
+            rel_trace=choose(mine.rel_trace, rest.rel_trace),
+        )
+
+
+def walk(
+    problem: Problem, contraction: Contraction, start: Tensor, stop: Stop, *, patience: int, tested: bool = True
+) -> Walk:
+    """Take plain steps from `start`, the batch together, until its slowest sample is done.
+
+    Args:
+        problem: the map.
+        contraction: proven of it.
+        start: `(B, N)`; it is not overwritten.
+        stop: the test; at least one evaluation below its limit is left over.
+        patience: how many steps in a row are taken on trust.
+        tested: measure how fast the samples converge; else take as many steps as the proof asks for, whatever the
+            input, so that nothing is read back from the device before the last.
+    """
+    with np.errstate(all="ignore"):  # NaN and infinity are results here
+        return _walk(problem, contraction, start, stop, patience, tested)
+
+
+def _walk(problem: Problem, contraction: Contraction, start: Tensor, stop: Stop, patience: int, tested: bool) -> Walk:
+    stepper = problem.stepper()
+    z = stepper.enter(start.reshape(problem.shape))
+    steps, test = _Steps(stepper, z), _Test(problem, contraction, stop, z)
+    room = int(stop.max_iter) - 1  # whoever goes on needs an evaluation
+    ahead = _FIRST if tested else max(1, iterations_for(stop.tol, contraction.rate, _FARTHEST))
+    walking: Mask = np.ones(problem.samples, dtype=bool)
+    met: Mask = ~walking
+    last: Rows | None = None
+    hopeful = not tested  # whether the next test is expected to be passed
+    evaluations = 0
+    while True:
+        ahead = min(ahead, room - evaluations)
+        z = steps.advance(z, ahead - 1)
+        exact = hopeful and not test.faithful(stepper.error, z)
+        image = stepper.enter(problem.evaluate(stepper.leave(z, problem.shape))) if exact else steps.image(z)
+        evaluations += ahead
+        measured = test(z, image)
+        met = measured <= stop.tol
+        if not (exact or hopeful) and met.any() and not test.faithful(stepper.error, z):
+            met[:] = False  # a surprise, to be confirmed by the next test
+        going = walking & ~met
+        if evaluations >= room or not going.any():
+            break
+        if last is None:
+            ahead = 1
+        else:
+            rates = (measured[going] / last[going]) ** (1 / ahead)
+            ahead, steady = _predict(measured[going], rates, contraction.rate, stop.tol, patience)
+            walking[going] = steady
+            hopeful = True
+            if ahead > patience or not steady.any():
+                break
+        last = measured
+        steps.release(z)
+        z = image
+    absolute, relative = test.residuals(z, image)
+    answer = image if stop.mode == "certified" or not met.any() else z
+    if answer is z and not met.all():
+        answer = torch.where(torch.from_numpy(met).to(z.device).reshape(-1, *[1] * (z.dim() - 1)), z, image)
+    state = problem.flatten(stepper.leave(answer, problem.shape))
+    return Walk(state, evaluations, met, absolute, relative)
+
+
+def _predict(measured: Rows, rates: Rows, proven: float, tol: float, patience: int) -> tuple[int, Mask]:
+    """How many steps the slowest of some samples has to go, and which of them come to an end in time."""
+    # In exact arithmetic no sample is slower than the proof says. What does not shrink is rounding, or NaN.
+    shrinking = rates < 1
+    rates = np.maximum(np.minimum(rates, max(proven, 1e-6)), 1e-6) ** _SLOWING
+    steps = np.maximum(np.ceil(np.log(tol / measured) / np.log(rates) - _MARGIN), 1.0)
+    steady = shrinking & (steps <= patience)
+    return int(steps[steady].max(initial=0.0)), steady
+
+
+class _Steps:
+    """Applications of a map, in buffers that are used again."""
+
+    def __init__(self, stepper: Stepper, start: Tensor) -> None:
+        self._stepper, self._start = stepper, start
+        self._free: list[Tensor] = []
+
+    def image(self, z: Tensor) -> Tensor:
+        """`f(z)`; `z` stays what it is."""
+        out = self._free.pop() if self._free else torch.empty_like(z)
+        image = self._stepper(z, out)
+        if image is not out:
+            self._free.append(out)
+        return image
+
+    def release(self, z: Tensor) -> None:
+        """Say that `z` is not needed any more; what the caller passed in is never overwritten."""
+        if z is not self._start and not self._free:
+            self._free.append(z)
+
+    def advance(self, z: Tensor, steps: int) -> Tensor:
+        """`steps` applications to a `z` that is not needed any more."""
+        for _ in range(steps):
+            image = self.image(z)
+            self.release(z)
+            z = image
+        return z
+
+
+class _Test:
+    """The measure of `Stop` for all samples of a state at once, with one scratch tensor."""
+
+    def __init__(self, problem: Problem, contraction: Contraction, stop: Stop, like: Tensor) -> None:
+        self._contraction, self._mode, self._flatten = contraction, stop.mode, problem.flatten
+        self._dims: Any = 1 if like.dim() == 2 else tuple(range(1, like.dim()))
+        self._scratch = torch.empty_like(like)
+        self._tol = stop.tol
+        self._metric = contraction.metric if stop.mode == "certified" else stop.mode
+        self._factor = contraction.rate / (1 - contraction.rate) if stop.mode == "certified" else 1.0
+
+    def __call__(self, z: Tensor, image: Tensor) -> Rows:
+        """What is compared with the tolerance, `(B,)`."""
+        if self._metric in METRICS:
+            low, high = ratio_range(image, z, self._scratch)
+            below, above = np.log(_numpy(low)), np.log(_numpy(high))
+            distance: Rows = above - below if self._metric == "hilbert" else np.maximum(above, -below)
+            return self._factor * distance
+        if self._mode == "certified":
+            return self._factor * _numpy(self._contraction.distance(self._flatten(image), self._flatten(z)))
+        absolute, relative = self.residuals(z, image)
+        return absolute if self._mode == "abs" else relative
+
+    def residuals(self, z: Tensor, image: Tensor) -> tuple[Rows, Rows]:
+        """Two-norms of `f(z) - z`, and the same relative to `f(z)`: each `(B,)`."""
+        gap = torch.sub(image, z, out=self._scratch)
+        absolute = _numpy(torch.linalg.vector_norm(gap, dim=self._dims))
+        size = _numpy(torch.linalg.vector_norm(image, dim=self._dims))
+        return absolute, absolute / np.maximum(size, torch.finfo(z.dtype).tiny)
+
+    def faithful(self, error: float, z: Tensor) -> bool:
+        """Whether an absolute error of `error` in every entry of an image near `z` leaves the test what it says.
+
+        A residual is to be that of the map itself. What the proof says holds up to rounding, of which a part of the
+        tolerance is none.
+        """
+        return error == 0 or (self._mode == "certified" and error <= _FAITHFUL * self._tol * float(z.min()))
+
+
+def _numpy(rows: Tensor) -> Rows:
+    rows = rows.cpu()
+    return rows.numpy() if rows.element_size() >= 4 else rows.float().numpy()
