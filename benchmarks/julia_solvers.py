@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import NoConvergence, newton_krylov
-from timing import timed
 from torch import Tensor
 
 import subdeq_plugin as sd
+from subdeq_plugin.bench import SLOW, interleave
 from subdeq_plugin.bridge import get_runtime
 from subdeq_plugin.bridge.runtime import probe
 from subdeq_plugin.integration.torchdeq import find_solver
@@ -115,7 +115,9 @@ def measure(name: str, hardness: str, repetitions: int, only: str) -> list[dict[
         scipy = key == "scipy newton_krylov"
         solve = partial(by_scipy, limit=10 * limit) if scipy else partial(by_solver, key, limit=limit)
         works[key] = partial(solve, bound, certificate)
-    seconds, answers = timed({**works, "one evaluation": lambda: (bound(start), 1, 0)}, repetitions)
+    works["one evaluation"] = lambda: (bound(start), 1, 0)
+    timings, answers = interleave(works, repetitions, budget=SLOW)
+    seconds = {key: timing.median for key, timing in timings.items()}
     rows: list[dict[str, object]] = []
     for key in keys:
         value, evaluations, products = answers[key]
@@ -155,7 +157,8 @@ def overhead(repetitions: int = 2000) -> dict[str, float]:
         return lambda: sd.solve(f, start, solver, tol=0.0, max_iter=limit)
 
     works = {"job": lambda: get_runtime().call(lambda julia: None), "short": solve(few, 2), "long": solve(many, 22)}
-    seconds, _ = timed(works, repetitions)
+    timings, _ = interleave(works, repetitions)
+    seconds = {name: timing.median for name, timing in timings.items()}
     return {
         "job_microseconds": 1e6 * seconds["job"],
         "evaluation_microseconds": 1e6 * (seconds["long"] - seconds["short"]) / 20,

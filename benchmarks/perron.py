@@ -24,9 +24,9 @@ import scipy.linalg
 import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigs, eigsh
-from timing import SLOW, timed
 
 import subdeq_plugin as sd
+from subdeq_plugin.bench import SLOW, interleave
 from subdeq_plugin.bridge.runtime import probe
 
 WIDTH = 1e-10
@@ -124,7 +124,8 @@ def sparse(case: str, rows: int, repetitions: int) -> list[dict[str, object]]:
         works["NetworkX"] = lambda: by_networkx(graph)
     for method in JULIA:
         works[f"julia:{method}"] = lambda method=method: ours(matrix, backend="julia", method=method)
-    seconds, vectors = timed(works, repetitions, patience=SLOW)
+    timings, vectors = interleave(works, repetitions, budget=SLOW)
+    seconds = {name: timing.median for name, timing in timings.items()}
     rows_ = []
     for name, vector in vectors.items():
         found = width(matrix, vector)
@@ -158,7 +159,8 @@ def batches(count: int, size: int, repetitions: int) -> list[dict[str, object]]:
             "torch.linalg.eig of the batch": lambda matrices=matrices: torch.linalg.eig(matrices),
             "julia:auto": lambda matrices=matrices: sd.perron(matrices, backend="julia"),
         }
-        seconds, results = timed(works, repetitions, patience=SLOW)
+        timings, results = interleave(works, repetitions, budget=SLOW)
+        seconds = {name: timing.median for name, timing in timings.items()}
         found = results["perron"]
         assert isinstance(found, sd.PerronResult)
         assert found.converged

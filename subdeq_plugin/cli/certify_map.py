@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +12,7 @@ from ..certificates import Certificate, certify, falsify
 from ..certificates.composed import is_own_map
 from ..errors import OptionError
 from .output import show_certificate, write_json
+from .target import load_function
 
 __all__ = ["certify_map_command"]
 
@@ -64,20 +63,7 @@ def _load(target: str) -> tuple[Any, Any]:
     Raises:
         OptionError: it cannot be found, or returns no pair.
     """
-    module_name, _, name = target.partition(":")
-    if not module_name or not name.isidentifier():
-        raise OptionError(f"the map must be given as MODULE:FUNCTION, got {target!r}.")
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise OptionError(f"module {module_name!r} cannot be imported: {error}.") from error
-    finally:
-        sys.path.remove("")
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise OptionError(f"module {module_name!r} has no function {name!r}.")
-    pair = factory()
+    pair = load_function(target, "the map")()
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise OptionError(f"{target} must return a pair (map, example state), got {type(pair).__name__}.")
     return pair[0], pair[1]

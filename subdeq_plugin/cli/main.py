@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import SubdeqError
+from .bench import bench_command
 from .certify import certify_command
 from .certify_map import certify_map_command
 from .doctor import doctor_command
@@ -28,6 +29,7 @@ app.command("train")(train_command)
 app.command("certify")(certify_command)
 app.command("certify-map")(certify_map_command)
 app.command("perron")(perron_command)
+app.command("bench")(bench_command)
 app.command("doctor")(doctor_command)
 
 

@@ -7,7 +7,7 @@ between two tests tells when the next one will succeed; nothing is looked at bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Walk:
     relative: Rows
 
     def solution(self, shape: torch.Size) -> Solution:
-        """The result, where every sample finished."""
+        """The result for the samples that finished, in the state's own shape."""
         state, device = self.state, self.state.device
         absolute, relative = (torch.from_numpy(rows).to(state) for rows in (self.absolute, self.relative))
         count = torch.full((len(state),), self.evaluations, dtype=torch.int64, device=device)
@@ -66,27 +66,6 @@ class Walk:
             evaluations=self.evaluations,
             abs_trace=absolute[:, None],
             rel_trace=relative[:, None],
-        )
-
-    def merged(self, rest: Solution) -> Solution:
-        """The result of a solve that went on from `state`, with the answers of the samples that had finished."""
-        if not self.finished.any():
-            return rest
-        mine = self.solution(rest.value.shape)
-        rows = torch.from_numpy(self.finished).to(self.state.device)
-
-        def choose(own: Tensor, other: Tensor) -> Tensor:
-            return torch.where(rows.reshape(-1, *[1] * (other.dim() - 1)), own, other)
-
-        return replace(
-            rest,
-            value=choose(self.state, rest.value.reshape(self.state.shape)).reshape(rest.value.shape),
-            status=choose(mine.status, rest.status),
-            abs_residual=choose(mine.abs_residual, rest.abs_residual),
-            rel_residual=choose(mine.rel_residual, rest.rel_residual),
-            iterations=choose(mine.iterations, rest.iterations),
-            abs_trace=choose(mine.abs_trace, rest.abs_trace),
-            rel_trace=choose(mine.rel_trace, rest.rel_trace),
         )
 
 
@@ -173,7 +152,7 @@ class _Steps:
         """`f(z)`; `z` stays what it is."""
         out = self._free.pop() if self._free else torch.empty_like(z)
         image = self._stepper(z, out)
-        if image is not out:
+        if image.data_ptr() != out.data_ptr():
             self._free.append(out)
         return image
 

@@ -19,7 +19,9 @@ __all__ = ["GraphOperator"]
 def _each(matrix: Tensor, z: Tensor, out: Tensor) -> Tensor:
     """`P Z` for every graph of a batch `(B, n, d)`; in `out` where that is faster."""
     if len(z) == 1:
-        return multiply(matrix, z[0], out[0])[None]
+        only = out[0]
+        product = multiply(matrix, z[0], only)
+        return out if product is only else product[None]
     for graph, image in zip(z, out, strict=True):
         product = multiply(matrix, graph, image)
         if product is not image:
