@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,6 +113,17 @@ class _AdjointEquation:
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.g + self.transposed(u)
+
+    @property
+    def rows(self) -> Callable[[Tensor | slice], _AdjointEquation] | None:
+        return self._rows if hasattr(self.jacobian, "rows") else None
+
+    def _rows(self, index: Tensor | slice) -> _AdjointEquation:
+        def pick(part: Tensor) -> Tensor:
+            return part.reshape(-1, *part.shape[part.dim() - self.sample_dims :])[index]
+
+        part = cast(Any, self.jacobian).rows(index)
+        return replace(self, g=pick(self.g), transposed=part.vjp, primal=None, state=pick(self.state), jacobian=part)
 
     @property
     def stepper(self) -> Callable[[], Stepper] | None:

@@ -180,7 +180,6 @@ def _only_layer(target: object) -> SubhomLayer:
 
 
 def _run(subject: Subject, names: tuple[str, ...], *, stop: bool) -> Certificate:
-    finite = _finite_samples(subject)
     checks: list[Check] = []
     proofs: list[Proof] = []
     tried: list[str] = []
@@ -188,6 +187,7 @@ def _run(subject: Subject, names: tuple[str, ...], *, stop: bool) -> Certificate
     faults = definition(subject)
     if faults:  # weights that are no numbers, or shapes that do not fit: nothing can be computed
         return Certificate.of(subject, faults, (), Search(names, stop, ()), None)
+    finite = _finite_samples(subject)
     for name in names:
         outcome = CONDITIONS[name](subject)
         mu = outcome.mu if mu is None else mu

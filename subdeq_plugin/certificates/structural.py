@@ -60,9 +60,11 @@ def contraction_of(bound: BoundMap) -> Contraction | None:
             if part.numel() == 0:
                 return None
             least, most = (float(end) for end in torch.aminmax(part))
-            # Comparisons with NaN are false. Where no weight is zero, no row is.
+            # Comparisons with NaN are false. Where no weight is zero, no row is, if it has any.
             if not ((least > 0 if positive else least >= 0) and most < math.inf):
                 return None
+        if not bound.operator.rows_stored:
+            return None
     try:
         degree = compose(_extended(bound.activation.degree(POSITIVE)), linear())
     except DegreeError:

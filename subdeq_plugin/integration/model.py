@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import OptionError
 from ..layers import SubhomLayer
 from ..result import Solution
 from .core import CertifiedDEQ
+from .warm import WarmStart
 
 __all__ = ["SolveStats", "SubDEQ"]
 
@@ -38,6 +40,9 @@ class SubDEQ(nn.Module):
         f_tol: for a certified layer the guaranteed distance of the output to the true fixed point, in the
             certificate's metric, up to the rounding of the solve; otherwise the relative residual.
         b_tol: relative residual of the adjoint equation.
+        warm_start: where solves start: None for ones, "mean" for the running mean of the equilibria seen in training,
+            "sample" for the last equilibrium of the same sample, whose number the call is given. Saves evaluations; the
+            tolerances hold whatever the start.
         settings: the other settings of the core; see `CertifiedDEQ`.
 
     The output has the shape of the layer's state. Its gradient is exact, in training and evaluation mode.
@@ -53,28 +58,41 @@ class SubDEQ(nn.Module):
         b_solver: str = "subdeq:auto",
         f_tol: float = 1e-4,
         b_tol: float = 1e-4,
+        warm_start: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
         if not isinstance(layer, SubhomLayer):
             raise OptionError(f"layer must be a subhomogeneous layer, got {type(layer).__name__}.")
         self.layer = layer
+        self._warm = None if warm_start is None else WarmStart(warm_start)
         self.deq = CertifiedDEQ(f_solver=f_solver, b_solver=b_solver, f_tol=f_tol, b_tol=b_tol, **settings)
 
-    def forward(self, x: Any, z_init: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, z_init: Tensor | None = None, samples: Tensor | None = None) -> Tensor:
         """The equilibrium for input `x`.
 
         Args:
             x: the layer's input.
-            z_init: a positive start; ones if left out.
+            z_init: a positive start; if left out, ones or a warm start.
+            samples: with `warm_start="sample"`, the numbers of the samples in the data set: `(B,)` integers.
 
         Raises:
             ShapeError, DomainError: an unusable input or start.
+            OptionError: `samples` without a use for them, or negative ones.
             ConvergenceError: samples failed and `on_failure="raise"`.
         """
-        states, _ = self.deq(self.layer.bind(x), z_init)
-        result: Tensor = states[0]
-        return result
+        bound = self.layer.bind(x)
+        if self._warm is None:
+            if samples is not None:
+                raise OptionError('samples are of use with warm_start="sample" only; leave them out.')
+            states, _ = self.deq(bound, z_init)
+            return states[0]
+        start = bound.start() if z_init is None else z_init
+        numbers = self._warm.check(samples, math.prod(start.shape[: start.dim() - bound.sample_dims]))
+        states, _ = self.deq(bound, self._warm.start(bound, numbers) if z_init is None else z_init)
+        if self.training:
+            self._warm.keep(states[0], bound, numbers)
+        return states[0]
 
     @property
     def stats(self) -> SolveStats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,11 +105,15 @@ class BoundMap:
         """The map made ready for the inside of a solve."""
         return Stepper(self)
 
-    def rows(self, index: Tensor) -> BoundMap:
-        """The map of the samples in `index (b,)`; its states are `(b, *sample)`."""
+    def coarse_stepper(self, dtype: torch.dtype) -> Stepper:
+        """The same in a shorter dtype; its states have that dtype."""
+        return Stepper(self.to(self.operator.coefficients()[0].device, dtype))
+
+    def rows(self, index: Tensor | slice) -> BoundMap:
+        """The map of the samples in `index`, `(b,)` or a slice; its states are `(b, *sample)`."""
 
         def pick(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.reshape(-1, *part.shape[part.dim() - self.sample_dims :])[index]
+            return None if part is None else _pick(part, self.sample_dims, index)
 
         return replace(self, inner=pick(self.inner), outer=pick(self.outer))
 
@@ -238,6 +243,11 @@ class BoundMap:
         )
 
 
+def _pick(part: Tensor, sample_dims: int, index: Tensor | slice) -> Tensor:
+    """Some samples of a tensor `(..., *sample)`."""
+    return part.reshape(-1, *part.shape[part.dim() - sample_dims :])[index]
+
+
 def _check_spec(operator: Operator, inner: Tensor | None, outer: Tensor | None) -> None:
     if inner is not None and outer is not None and inner.shape != outer.shape:
         raise ShapeError(f"inner {tuple(inner.shape)} and outer {tuple(outer.shape)} must have the same shape.")
@@ -289,6 +299,15 @@ class Linearization:
         """`J^T u` for a cotangent `u` of the state's shape."""
         cotangent = u if self.norm is None else self.norm.vjp(u)
         return self._bound.operator.transpose(self.slope * cotangent).to(u.dtype)
+
+    def rows(self, index: Tensor | slice) -> Linearization:
+        """The Jacobian of the samples in `index`, without computing anything anew."""
+        dims, part = self._bound.sample_dims, copy(self)
+        part._bound = self._bound.rows(index)
+        part._state = _pick(self._state, dims, index)
+        part._argument, part.slope = _pick(self._argument, dims, index), _pick(self.slope, dims, index)
+        part.norm = None if self.norm is None else self.norm.rows(lambda tensor: _pick(tensor, dims, index))
+        return part
 
     def adjoint_stepper(self, g: Tensor) -> AdjointStepper:
         """`u -> g + J^T u` made ready for the inside of a solve."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +89,12 @@ class NormalizerJet:
             self._w = top / top.sum(dim=normalizer.dims, keepdim=True)
         else:
             self._w = self.value ** (normalizer.p - 1)
+
+    def rows(self, pick: Callable[[Tensor], Tensor]) -> NormalizerJet:
+        """The same for some of the samples, which `pick` takes from a tensor of the state's dimensions."""
+        part = copy(self)
+        part._phi, part.value, part._w = pick(self._phi), pick(self.value), pick(self._w)
+        return part
 
     def jvp(self, v: Tensor) -> Tensor:
         """`dG` applied to a tangent of `F`."""

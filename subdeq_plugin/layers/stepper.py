@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..activations import Activation
+from ..activations import Activation, InPlace
 
 if TYPE_CHECKING:
     from .bound import BoundMap, Linearization
 
 __all__ = ["AdjointStepper", "Stepper"]
+
+_SMALL = 2.0**-10  # a shift from which on a state is not mostly rounding
 
 
 class _States:
@@ -42,12 +45,13 @@ class Stepper(_States):
     the weights. At most one tensor of the size of the state is kept for each injected term.
 
     Attributes:
-        error: a bound of the absolute rounding error of an image, beyond that of the map itself; 0 if they agree.
+        error: a bound of the absolute rounding error of an image, beyond that of the map itself; 0 if they agree,
+            infinite where a power or a norm could enlarge it.
     """
 
     def __init__(self, bound: BoundMap) -> None:
         super().__init__(bound)
-        form = bound.activation.function.overwriting
+        form = _form(bound.activation)
         self._apply = form.apply
         self._product = bound.operator.product(form.stretch)
         dtype = bound.dtype  # autocast may have lowered an injection
@@ -56,11 +60,21 @@ class Stepper(_States):
         self._finish = _finish(bound.activation, form.scale, form.offset, outer)
         self._normalizer = bound.normalizer
         self.error = form.error * torch.finfo(dtype).eps
+        if form.error and (bound.activation.power != 1 or bound.normalizer is not None):
+            self.error = math.inf
 
     def __call__(self, z: Tensor, out: Tensor) -> Tensor:
         """`f(z)`, in `out` where that is faster; `out` has the shape of `z` and does not overlap it."""
         value = self._finish(self._apply(self._product(z, out, self._inner)))
         return value if self._normalizer is None else value.div_(self._normalizer.norm(value))
+
+
+def _form(activation: Activation) -> InPlace:
+    """How the activation is computed: an inexact form only where its errors cannot make up most of a state."""
+    form = activation.function.overwriting
+    if form.error and not activation.shift >= _SMALL:
+        return InPlace(lambda t: t.copy_(activation.function.value(t)))
+    return form
 
 
 def _scaled(value: Tensor, factor: float) -> Tensor:
@@ -96,12 +110,14 @@ class AdjointStepper(_States):
     def __init__(self, bound: BoundMap, jacobian: Linearization, g: Tensor) -> None:
         super().__init__(bound)
         self._product = bound.operator.product(transposed=True)
-        self._jacobian = jacobian
+        if g.dim() != bound.sample_dims + 1:
+            jacobian = jacobian.rows(slice(None))
+        self._norm = jacobian.norm
         self._g = self.enter(g)
         self._slope = self.enter(jacobian.slope)
         self._scratch = torch.empty_like(self._g)
 
     def __call__(self, u: Tensor, out: Tensor) -> Tensor:
         """`g + J^T u`, in `out` where that is faster; `out` has the shape of `u` and does not overlap it."""
-        pulled = u if self._jacobian.norm is None else self._jacobian.norm.vjp(u)
+        pulled = u if self._norm is None else self._norm.vjp(u)
         return self._product(torch.mul(pulled, self._slope, out=self._scratch), out, self._g)

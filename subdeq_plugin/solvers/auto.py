@@ -36,13 +36,17 @@ class Auto(Iteration):
 
     Attributes:
         patience: the largest number of plain steps taken on trust.
+        bfloat16: how many plain steps are taken in bfloat16 before those in the state's dtype. Pays where products
+            dominate and are faster in it; the test, and so what is guaranteed, is that of the state's dtype.
     """
 
     name: ClassVar[str] = "auto"
     patience: int = 24
+    bfloat16: int = 0
 
     def check(self) -> None:
         require(self.patience >= 1, "patience", self.patience, "at least 1")
+        require(self.bfloat16 >= 0, "bfloat16", self.bfloat16, "nonnegative")
 
     def start(self, problem: Problem, z: Tensor) -> Any:
         return self._accelerated(problem).start(problem, z)
@@ -61,7 +65,16 @@ class Auto(Iteration):
     def _staged(self, problem: Problem, contraction: Contraction, z0: Tensor, stop: Stop) -> Solution:
         """Plain steps, then acceleration, then Newton's method; each for the samples the one before left over."""
         start = problem.place(problem.flatten(z0))
-        plain = walk(problem, contraction, start, stop, patience=self.patience)
+        # On a GPU a test waits for everything before it, and plain steps are cheap: trust the proof alone there.
+        plain = walk(
+            problem,
+            contraction,
+            start,
+            stop,
+            patience=self.patience,
+            tested=not start.is_cuda,
+            coarse=self.bfloat16,
+        )
         done = plain.solution(problem.shape)
         if plain.finished.all():
             return done

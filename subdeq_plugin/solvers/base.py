@@ -116,6 +116,7 @@ class Problem:
         jacobian: `z -> (v -> J v)` on states of shape `shape`, where the map brings it.
         projection: moves a state of shape `shape` to where fixed points lie, where the map brings such a thing.
         prepare: makes the map ready for the inside of a solve, where it knows how.
+        coarse: the same in a shorter dtype.
         part: `index -> map` of some of the samples, where the map brings it.
         affine: the map is known to be affine.
         lowered: the dtype autocast lowers the map to, or None. Only the map runs under autocast, not the solver.
@@ -129,7 +130,8 @@ class Problem:
     jacobian: Callable[[Tensor], JacobianProduct] | None = None
     projection: Callable[[Tensor], Tensor] | None = None
     prepare: Callable[[], Stepper] | None = None
-    part: Callable[[Tensor], FixedPointMap] | None = None
+    coarse: Callable[[torch.dtype], Stepper] | None = None
+    part: Callable[[Tensor | slice], FixedPointMap] | None = None
     affine: bool = False
     lowered: torch.dtype | None = None
 
@@ -153,38 +155,59 @@ class Problem:
         described = cast(FixedPointMap, function)
         if described.positive:
             check_positive("z0", start)
-        lead = start.shape[: start.dim() - described.sample_dims]
+        return cls._described(described, start.shape, contraction, lowered)
 
+    @classmethod
+    def _described(
+        cls,
+        function: FixedPointMap,
+        shape: torch.Size,
+        contraction: Contraction | None,
+        lowered: torch.dtype | None,
+    ) -> Problem:
         def jacobian(z: Tensor) -> JacobianProduct:
-            return described.linearize(z).jvp
+            return function.linearize(z).jvp
 
         return cls(
-            described,
-            start.shape,
-            math.prod(lead),
-            described.positive,
+            function,
+            shape,
+            math.prod(shape[: len(shape) - function.sample_dims]),
+            function.positive,
             contraction,
             jacobian,
-            getattr(described, "project", None),
-            getattr(described, "stepper", None) if lowered is None else None,
-            getattr(described, "rows", None),
-            getattr(described, "affine", False),
+            getattr(function, "project", None),
+            getattr(function, "stepper", None) if lowered is None else None,
+            getattr(function, "coarse_stepper", None),
+            getattr(function, "rows", None),
+            getattr(function, "affine", False),
             lowered,
         )
 
-    def rows(self, index: Tensor) -> Problem:
-        """The problem of some of the samples, for a map that has `part`; states are `(b, *sample)`."""
+    def rows(self, index: Tensor | slice) -> Problem:
+        """The problem of some of the samples, for a map that has `part`; states are `(b, *sample)`.
+
+        The contraction is passed on as it is: its distance must be one that knows nothing of single samples.
+        """
         if self.part is None:
             raise TypeError("this problem cannot be split: its map does not say what its samples are.")
         function = self.part(index)
-        shape = torch.Size([len(index), *self.shape[len(self.shape) - function.sample_dims :]])
-        return replace(
-            Problem.of(function, torch.ones(shape, device=index.device), self.contraction), lowered=self.lowered
-        )
+        count = len(range(self.samples)[index]) if isinstance(index, slice) else len(index)
+        shape = torch.Size([count, *self.shape[len(self.shape) - function.sample_dims :]])
+        return self._described(function, shape, self.contraction, self.lowered)
+
+    @property
+    def separable(self) -> bool:
+        """Whether samples can be solved apart, whatever the test."""
+        # A contraction in a metric with weights may have some for every sample.
+        return self.part is not None and (self.contraction is None or self.contraction.metric in METRICS)
 
     def stepper(self) -> Stepper:
         """The map made ready for the inside of a solve."""
         return _Evaluations(self) if self.prepare is None else self.prepare()
+
+    def coarse_stepper(self, dtype: torch.dtype) -> Stepper | None:
+        """The same in a shorter dtype, or None where the map cannot do that."""
+        return self.coarse(dtype) if self.coarse is not None and self.lowered is None else None
 
     def evaluate(self, z: Tensor) -> Tensor:
         """`f` on a state in its own shape, in the dtype of `z`."""
@@ -201,11 +224,13 @@ class Problem:
         """A state as `(B, N)`."""
         return z.reshape(self.samples, -1)
 
+    def placed(self, z: Tensor) -> Tensor:
+        """A state in its own shape moved to where fixed points lie; itself where the map says nothing of it."""
+        return z if self.projection is None else self.projection(z)
+
     def place(self, z: Tensor) -> Tensor:
-        """A flattened state moved to where fixed points lie; itself where the map says nothing of it."""
-        if self.projection is None:
-            return z
-        return self.projection(z.reshape(self.shape)).reshape(self.samples, -1)
+        """The same for a flattened state."""
+        return z if self.projection is None else self.flatten(self.projection(z.reshape(self.shape)))
 
     def admissible(self, z: Tensor) -> Tensor:
         """`(B,)` bool: finite with a finite two-norm, and positive where the problem asks for it."""

@@ -121,9 +121,7 @@ def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, eval
     ledger = _Ledger(problem, z, stop.mode)
     active = np.ones(problem.samples, dtype=bool)
     retried = np.zeros(problem.samples, dtype=bool)
-    # A contraction in a metric with weights may have some for every sample.
-    metric = "thompson" if problem.contraction is None else problem.contraction.metric
-    separable = problem.part is not None and (stop.mode != "certified" or metric in METRICS)
+    separable = problem.part is not None if stop.mode != "certified" else problem.separable
     trace: list[tuple[Rows, Rows]] = []
     recorded: list[Tensor] = []
     iteration = evaluations

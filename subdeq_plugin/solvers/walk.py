@@ -7,7 +7,7 @@ between two tests tells when the next one will succeed; nothing is looked at bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,9 @@ Rows = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 _FIRST = 3  # the first evaluation that is tested: the steps away from a start of ones tell little
+_CACHED = 2**22  # bytes of a state up to which the samples of a batch walk together on a CPU
 _FARTHEST = 10.0  # how far a start is taken to be from its image where nothing is measured
-# Later steps shrink less than early ones, so a rate `q` that was observed is taken for `q ** _SLOWING`; but to predict
-# a step too few costs a test only, and one too many an evaluation, so `_MARGIN` of a step is left off. Chosen for few
-# evaluations and few tests over layers of all kinds.
-_SLOWING = 0.9
-_MARGIN = 0.25
+_TRUSTED = 2  # the proof alone may ask for so many times the patience: it does not see how fast things really go
 _FAITHFUL = 0.25  # the part of the tolerance that a stepper's own rounding may take
 
 
@@ -70,9 +67,18 @@ class Walk:
 
 
 def walk(
-    problem: Problem, contraction: Contraction, start: Tensor, stop: Stop, *, patience: int, tested: bool = True
+    problem: Problem,
+    contraction: Contraction,
+    start: Tensor,
+    stop: Stop,
+    *,
+    patience: int,
+    tested: bool = True,
+    coarse: int = 0,
 ) -> Walk:
     """Take plain steps from `start`, the batch together, until its slowest sample is done.
+
+    A batch too large for the processor's cache is taken in parts, each of which is done before the next begins.
 
     Args:
         problem: the map.
@@ -80,33 +86,83 @@ def walk(
         start: `(B, N)`; it is not overwritten.
         stop: the test; at least one evaluation below its limit is left over.
         patience: how many steps in a row are taken on trust.
-        tested: measure how fast the samples converge; else take as many steps as the proof asks for, whatever the
-            input, so that nothing is read back from the device before the last.
+        tested: measure how fast the samples converge; else, unless they are far too many, take as many steps as the
+            proof asks for, whatever the input, so that nothing is read back from the device before the last.
+        coarse: so many steps are taken in bfloat16 first; the later ones forget its rounding.
     """
+    size = start.element_size() * start[0].numel()
+    chunk = max(1, _CACHED // size)
+    settings = _Settings(contraction, stop, patience, tested, coarse)
     with np.errstate(all="ignore"):  # NaN and infinity are results here
-        return _walk(problem, contraction, start, stop, patience, tested)
+        apart = problem.part is not None if stop.mode != "certified" else problem.separable
+        if start.is_cuda or not apart or 2 * len(start) <= 3 * chunk:
+            return _begin(problem, start, settings)
+        return _joined(problem, start, settings, -(-len(start) // chunk))
 
 
-def _walk(problem: Problem, contraction: Contraction, start: Tensor, stop: Stop, patience: int, tested: bool) -> Walk:
-    stepper = problem.stepper()
-    z = stepper.enter(start.reshape(problem.shape))
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `walk` that are the same for every part of a batch."""
+
+    contraction: Contraction
+    stop: Stop
+    patience: int
+    tested: bool
+    coarse: int
+
+
+def _joined(problem: Problem, start: Tensor, settings: _Settings, chunks: int) -> Walk:
+    """Walks of equal parts of a batch, one after another: each stays in the processor's cache for all its steps."""
+    state = torch.empty_like(start)
+    walks, count = [], len(start)
+    for number in range(chunks):
+        rows = slice(count * number // chunks, count * (number + 1) // chunks)
+        part = _begin(problem.rows(rows), start[rows], settings)
+        state[rows] = part.state
+        walks.append(replace(part, state=state[:0]))
+    evaluations = max(part.evaluations for part in walks)
+    finished, absolute, relative = (
+        np.concatenate([getattr(part, name) for part in walks]) for name in ("finished", "absolute", "relative")
+    )
+    return Walk(state, evaluations, finished, absolute, relative)
+
+
+def _begin(problem: Problem, start: Tensor, settings: _Settings) -> Walk:
+    start, stepper = start.reshape(problem.shape), problem.stepper()
+    early = min(settings.coarse, int(settings.stop.max_iter) // 2) if start.dtype != torch.bfloat16 else 0
+    coarse = problem.coarse_stepper(torch.bfloat16) if early else None
+    if coarse is None:
+        return _walk(problem, stepper, start, settings, 0)
+    first = coarse.enter(start.to(torch.bfloat16))
+    rough = coarse.leave(_Steps(coarse, first).advance(first, early), problem.shape).to(start.dtype)
+    return _walk(problem, stepper, problem.placed(rough), settings, early)
+
+
+def _walk(problem: Problem, stepper: Stepper, start: Tensor, settings: _Settings, evaluations: int) -> Walk:
+    contraction, stop, patience = settings.contraction, settings.stop, settings.patience
+    z = stepper.enter(start)
     steps, test = _Steps(stepper, z), _Test(problem, contraction, stop, z)
     room = int(stop.max_iter) - 1  # whoever goes on needs an evaluation
-    ahead = _FIRST if tested else max(1, iterations_for(stop.tol, contraction.rate, _FARTHEST))
+    ahead = max(1, iterations_for(stop.tol, contraction.rate, _FARTHEST))
+    tested = settings.tested or ahead > _TRUSTED * patience
+    if tested:
+        ahead = max(_FIRST - evaluations, 2)
     walking: Mask = np.ones(problem.samples, dtype=bool)
     met: Mask = ~walking
     last: Rows | None = None
     hopeful = not tested  # whether the next test is expected to be passed
-    evaluations = 0
     while True:
         ahead = min(ahead, room - evaluations)
         z = steps.advance(z, ahead - 1)
-        exact = hopeful and not test.faithful(stepper.error, z)
-        image = stepper.enter(problem.evaluate(stepper.leave(z, problem.shape))) if exact else steps.image(z)
+        if hopeful and not test.faithful(stepper.error, z):
+            # From here on the map itself: what its own rounding hides is not to be looked for again.
+            stepper = _Sure(problem, stepper)
+            steps = _Steps(stepper, z)
+        image = steps.image(z)
         evaluations += ahead
         measured = test(z, image)
         met = measured <= stop.tol
-        if not (exact or hopeful) and met.any() and not test.faithful(stepper.error, z):
+        if not hopeful and met.any() and not test.faithful(stepper.error, z):
             met[:] = False  # a surprise, to be confirmed by the next test
         going = walking & ~met
         if evaluations >= room or not going.any():
@@ -118,7 +174,7 @@ def _walk(problem: Problem, contraction: Contraction, start: Tensor, stop: Stop,
             ahead, steady = _predict(measured[going], rates, contraction.rate, stop.tol, patience)
             walking[going] = steady
             hopeful = True
-            if ahead > patience or not steady.any():
+            if not steady.any():
                 break
         last = measured
         steps.release(z)
@@ -135,10 +191,28 @@ def _predict(measured: Rows, rates: Rows, proven: float, tol: float, patience: i
     """How many steps the slowest of some samples has to go, and which of them come to an end in time."""
     # In exact arithmetic no sample is slower than the proof says. What does not shrink is rounding, or NaN.
     shrinking = rates < 1
-    rates = np.maximum(np.minimum(rates, max(proven, 1e-6)), 1e-6) ** _SLOWING
-    steps = np.maximum(np.ceil(np.log(tol / measured) / np.log(rates) - _MARGIN), 1.0)
+    rates = np.clip(rates, 1e-6, max(proven, 1e-6))
+    steps = np.maximum(np.ceil(np.log(tol / measured) / np.log(rates)), 1.0)
     steady = shrinking & (steps <= patience)
     return int(steps[steady].max(initial=0.0)), steady
+
+
+@dataclass(frozen=True)
+class _Sure:
+    """The map itself on the states of a stepper."""
+
+    problem: Problem
+    stepper: Stepper
+    error: float = 0.0
+
+    def enter(self, z: Tensor) -> Tensor:
+        return self.stepper.enter(z)
+
+    def leave(self, z: Tensor, shape: torch.Size) -> Tensor:
+        return self.stepper.leave(z, shape)
+
+    def __call__(self, z: Tensor, out: Tensor, /) -> Tensor:
+        return self.enter(self.problem.evaluate(self.leave(z, self.problem.shape)))
 
 
 class _Steps:

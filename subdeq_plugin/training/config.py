@@ -31,7 +31,7 @@ class TrainConfig:
         kind: "dense" or "conv".
         units: state features, or state channels.
         activation, shift, power, normalize, weight, nonneg, injection: of the layer; see `SubhomLayer`.
-        f_solver, b_solver, f_tol, b_tol: of `SubDEQ`.
+        f_solver, b_solver, f_tol, b_tol, warm_start: of `SubDEQ`.
         epochs, batch_size, lr, weight_decay, seed: of the optimisation (AdamW, cosine schedule per step).
     """
 
@@ -49,6 +49,7 @@ class TrainConfig:
     b_solver: str = "subdeq:auto"
     f_tol: float = 1e-4
     b_tol: float = 1e-4
+    warm_start: str | None = None
     epochs: int = 40
     batch_size: int = 32
     lr: float = 5e-3
@@ -100,8 +101,14 @@ class ImageClassifier(nn.Module):
     def __init__(self, layer: SubhomLayer, features: int, classes: int, config: TrainConfig) -> None:
         super().__init__()
         self.deq = SubDEQ(
-            layer, f_solver=config.f_solver, b_solver=config.b_solver, f_tol=config.f_tol, b_tol=config.b_tol
+            layer,
+            f_solver=config.f_solver,
+            b_solver=config.b_solver,
+            f_tol=config.f_tol,
+            b_tol=config.b_tol,
+            warm_start=config.warm_start,
         )
+        self._numbered = config.warm_start == "sample"
         self.flat_input = config.kind == "dense"
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
@@ -118,9 +125,9 @@ class ImageClassifier(nn.Module):
         self.mean.copy_(images.mean())
         self.std.copy_(images.std())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, classes)`."""
-        state = self.deq(self.layer_input(images))
+    def forward(self, images: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Logits `(B, classes)`; `samples (B,)` numbers the images for warm starts, and may always be given."""
+        state = self.deq(self.layer_input(images), samples=samples if self._numbered else None)
         logits: Tensor = self.head(self.pool(state).flatten(1))
         return logits
 

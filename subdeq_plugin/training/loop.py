@@ -141,7 +141,8 @@ def train(
         config: the settings.
         data: the images.
         out: folder of the checkpoint.
-        resume: a checkpoint to go on from; the result is the one an uninterrupted run gives.
+        resume: a checkpoint to go on from; the result is the one an uninterrupted run gives, but with a warm start up
+            to the tolerance of the solves.
         devices, accelerator, strategy, precision: as in Lightning Fabric.
         on_epoch: called after each epoch with its number, counted from 1, and its record.
 
@@ -213,7 +214,7 @@ def _run_epoch(
             group["lr"] = _cosine(config.lr, epoch * per_epoch + number, config.epochs * per_epoch)
         x, y = images[index.to(images.device)], labels[index.to(labels.device)]
         optimizer.zero_grad()
-        logits = wrapped(x)
+        logits = wrapped(x, index)
         loss = F.cross_entropy(logits, y)
         fabric.backward(loss)
         optimizer.step()

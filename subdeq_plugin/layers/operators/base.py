@@ -65,6 +65,11 @@ class Operator(Protocol):
         """Empty when every row has a nonzero coefficient; else a description of one row without."""
         ...
 
+    @property
+    def rows_stored(self) -> bool:
+        """Whether every row stores a coefficient, be it zero."""
+        ...
+
     def terms(self) -> int:
         """Upper bound on the number of products summed into one entry of the result."""
         ...

@@ -90,6 +90,10 @@ class ConvOperator:
             return f"output channel {channel} at pixel ({row}, {column}), counting the zero padding"
         return ""
 
+    @property
+    def rows_stored(self) -> bool:
+        return self.weight[0].numel() > 0
+
     def terms(self) -> int:
         return self.weight[0].numel()
 

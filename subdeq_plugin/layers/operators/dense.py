@@ -67,6 +67,10 @@ class DenseOperator:
         empty = (self.weight != 0).sum(dim=1) == 0
         return f"state unit {int(empty.nonzero()[0])}" if bool(empty.any()) else ""
 
+    @property
+    def rows_stored(self) -> bool:
+        return self.weight.shape[1] > 0
+
     def terms(self) -> int:
         return self.weight.shape[1]
 

@@ -118,6 +118,10 @@ class GraphOperator:
             return f"node {int(empty.nonzero()[0])} (it has no neighbour; add self-loops)"
         return DenseOperator(self.weight).zero_row(None) if self.weight is not None else ""
 
+    @property
+    def rows_stored(self) -> bool:
+        return bool((self._matrix.crow_indices().diff() > 0).all())
+
     def terms(self) -> int:
         neighbours = int(self._matrix.crow_indices().diff().max())
         return neighbours if self.weight is None else neighbours + self.weight.shape[1]
