@@ -241,3 +241,30 @@ def silence_injection(layer: SubhomLayer, value: float = -1.0) -> None:
     with torch.no_grad():
         layer.injection.weight.zero_()  # type: ignore[union-attr, operator]
         layer.injection.bias.fill_(value)  # type: ignore[union-attr, operator]
+
+
+def rounding(bound: BoundMap, z: Tensor, extra: float = 0.0) -> Tensor:
+    """To first order, how far rounding may carry the value of a map at `z` from the exact one, relatively.
+
+    Entry by entry, in float64; the rounding is that of the dtype of `z`, and the scalar function of the activation may
+    be wrong by `extra` rounding units more.
+    """
+    unit, wide, state = torch.finfo(z.dtype).eps, bound.to("cpu", torch.float64), z.double()
+    function, activation, dims = wide.activation.function, wide.activation, wide.sample_dims
+    size = wide.operator.absolute()(state.abs())
+    argument = wide.operator(state)
+    if wide.inner is not None:
+        size, argument = size + wide.inner.abs(), argument + wide.inner
+    base = function.value(argument) + activation.shift
+    gap = (function.derivative(argument).abs() * (wide.operator.terms() + 4) * size + 8 * base.abs() + extra) * unit
+    value = base**activation.power
+    gap = abs(activation.power) * value / base * gap + 8 * unit * value
+    if wide.outer is not None:
+        value = value + wide.outer
+        gap = gap + unit * value.abs()
+    relative = gap / value
+    if wide.normalizer is None:
+        return relative
+    lead = value.dim() - dims
+    worst = relative.reshape(*value.shape[:lead], -1).amax(dim=-1).reshape(*value.shape[:lead], *[1] * dims)
+    return relative + worst + (value.shape[lead:].numel() + 8) * unit

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subdeq_plugin.errors import OptionError
-from subdeq_plugin.metrics import METRICS, hilbert, iterations_for, metric_function, thompson
+from subdeq_plugin.metrics import METRICS, hilbert, iterations_for, metric_function, ratio_range, thompson
 
 SLACK = 1e-12
 
@@ -123,3 +123,68 @@ def test_iterations_for_is_the_smallest_number_that_is_enough(eps, rate, step):
 def test_iterations_for_refuses_values_out_of_range(eps, rate):
     with pytest.raises(OptionError, match="must be"):
         iterations_for(eps, rate, 1.0)
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SAMPLES = ((7,), (2, 3), (2, 3, 4))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "channels last"])
+def test_the_range_of_ratios_is_that_of_the_quotients(dtype, sample, layout):
+    for seed in range(5):
+        draw = torch.rand(2, 5, *sample, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x, y = (torch.exp(8 * (draw - 0.5)) / torch.tensor([1.0, 3.0]).reshape(2, *[1] * (draw.dim() - 1))).to(dtype)
+        if layout == "strided":
+            x, y = (torch.stack([part, part], dim=-1)[..., 0] for part in (x, y))
+        elif layout == "channels last" and x.dim() == 4:
+            x, y = (part.contiguous(memory_format=torch.channels_last) for part in (x, y))
+        kept, out = (x.clone(), y.clone()), torch.full_like(x, torch.nan)
+        low, high = ratio_range(x, y, out)
+        quotients = (x / y).flatten(1)
+        assert low.dtype == high.dtype == dtype and low.shape == high.shape == (5,)
+        assert torch.equal(low, quotients.amin(dim=1)) and torch.equal(high, quotients.amax(dim=1))
+        assert torch.equal(x, kept[0]) and torch.equal(y, kept[1])
+        assert torch.equal(out, x / y), "the quotients are formed in the buffer"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize(
+    ("top", "bottom"),
+    [(math.nan, 1.0), (-math.nan, 1.0), (1.0, math.nan), (0.0, 0.0), (math.inf, math.inf), (-1.0, 1.0), (1.0, -1.0),
+     (0.0, 1.0), (-0.0, 1.0), (1.0, 0.0), (math.inf, 1.0), (1.0, math.inf), (-math.inf, 1.0), (1.0, -math.inf)],
+)  # fmt: skip
+def test_a_ratio_that_is_no_positive_number_is_seen_in_its_own_sample(dtype, sample, top, bottom):
+    """Whatever stands beside it, the logarithms of the two ends are then not both finite."""
+    x = torch.linspace(0.5, 2.0, 3 * math.prod(sample), dtype=torch.float64).reshape(3, *sample).to(dtype)
+    y = torch.ones_like(x)
+    clean = ratio_range(x, y, torch.empty_like(x))
+    for place in (0, -1):
+        bad, over = x.clone(), y.clone()
+        bad[1].view(-1)[place], over[1].view(-1)[place] = top, bottom
+        low, high = ratio_range(bad, over, torch.empty_like(x))
+        assert not (float(low[1]) > 0 and 0 < float(high[1]) < math.inf)
+        for ends, truth in ((low, clean[0]), (high, clean[1])):
+            assert torch.equal(ends[::2], truth[::2])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_ratios_that_overflow_or_vanish(dtype):
+    info = torch.finfo(dtype)
+    x = torch.tensor([[info.max, 1.0], [info.tiny, 1.0], [info.tiny, info.max]], dtype=dtype)
+    y = torch.tensor([[0.25, 1.0], [info.max, 1.0], [info.tiny, info.max]], dtype=dtype)
+    low, high = ratio_range(x, y, torch.empty_like(x))
+    assert high[0] == math.inf and low[0] == 1
+    assert low[1] <= 2.0**-20 and high[1] == 1
+    assert low[2] == high[2] == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(points=states(2))
+def test_the_metrics_are_those_of_the_range_of_ratios(points):
+    x, y = points
+    low, high = ratio_range(x, y, torch.empty_like(x))
+    torch.testing.assert_close(torch.maximum(high.log(), -low.log()), thompson(x, y), rtol=1e-13, atol=0)
+    torch.testing.assert_close(high.log() - low.log(), hilbert(x, y), rtol=1e-13, atol=SLACK)

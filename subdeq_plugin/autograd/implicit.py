@@ -116,7 +116,7 @@ class _AdjointEquation:
 
     @property
     def rows(self) -> Callable[[Tensor | slice], _AdjointEquation] | None:
-        return self._rows if hasattr(self.jacobian, "rows") else None
+        return self._rows if getattr(self.jacobian, "rows", None) is not None else None
 
     def _rows(self, index: Tensor | slice) -> _AdjointEquation:
         def pick(part: Tensor) -> Tensor:
@@ -132,6 +132,16 @@ class _AdjointEquation:
 
     def linearize(self, u: Tensor) -> _Products:
         return _Products(self.transposed, self.transposed)
+
+    @property
+    def whole_walk(self) -> Callable[[Tensor, Contraction, Stop, int], tuple[Tensor, Tensor, Tensor] | None] | None:
+        return self._whole if hasattr(self.jacobian, "whole_walk") else None
+
+    def _whole(
+        self, start: Tensor, contraction: Contraction, stop: Stop, max_steps: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        found = cast(Any, self.jacobian).whole_walk(self.g, stop, max_steps)
+        return None if found is None else (found[0], self(found[0]), found[1])
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class _CountedStepper:
 @dataclass(frozen=True)
 class _CountedBound(BoundMap):
     tally: Tally = field(default_factory=Tally)
+    rows = None  # type: ignore[assignment]  # taken in parts, a batch would be counted once for each
 
     def __call__(self, z: Tensor) -> Tensor:
         self.tally.one_evaluation()
@@ -125,9 +126,11 @@ class _CountedBound(BoundMap):
         return _CountedStepper(super().stepper(), self.tally.one_evaluation)
 
     def linearize(self, z: Tensor) -> Any:
-        jacobian: Any = copy.copy(super().linearize(z))
-        step, tally = jacobian.adjoint_stepper, self.tally
+        plain = super().linearize(z)
+        jacobian: Any = copy.copy(plain)
+        step, tally = plain.adjoint_stepper, self.tally
         jacobian.jvp, jacobian.vjp = tally.counting(jacobian.jvp), tally.counting(jacobian.vjp)
+        jacobian.rows = None
         jacobian.adjoint_stepper = lambda g: _CountedStepper(step(g), tally.one_product)
         return jacobian
 

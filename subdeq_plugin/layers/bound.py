@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,22 @@ from .._shapes import check_floating, check_shape
 from ..activations import Activation
 from ..degrees import REALS
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
+from ..metrics import METRICS, Contraction
 from .normalize import Normalizer, parse_norm
 from .operators import OPERATORS, Operator
 from .stepper import AdjointStepper, Stepper
 
 __all__ = ["BoundMap", "Linearization", "MapSpec", "make_normalizer"]
+
+
+class _Stop(Protocol):
+    """What of a solver's test the kernel needs to know."""
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def tol(self) -> float: ...
 
 
 _SPEC_OPTIONS = ("kind", "activation", "shift", "power", "normalize", "normalize_over")
@@ -108,6 +119,22 @@ class BoundMap:
     def coarse_stepper(self, dtype: torch.dtype) -> Stepper:
         """The same in a shorter dtype; its states have that dtype."""
         return Stepper(self.to(self.operator.coefficients()[0].device, dtype))
+
+    def whole_walk(
+        self, start: Tensor, contraction: Contraction, stop: _Stop, max_steps: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Plain steps in one kernel until the proof is satisfied: the last state, its image, and the steps `(B,)`.
+
+        None where the test is another, or the kernel does not take this map; see `layers.fused`.
+        """
+        from . import fused  # importing Triton takes a while
+
+        if stop.mode != "certified" or contraction.metric not in METRICS or fused.available(self):
+            return None
+        done = fused.fused_walk(
+            self, start, rate=contraction.rate, metric=contraction.metric, tol=stop.tol, max_steps=max_steps
+        )
+        return done.z, done.image, done.steps
 
     def rows(self, index: Tensor | slice) -> BoundMap:
         """The map of the samples in `index`, `(b,)` or a slice; its states are `(b, *sample)`."""
@@ -303,7 +330,7 @@ class Linearization:
     def rows(self, index: Tensor | slice) -> Linearization:
         """The Jacobian of the samples in `index`, without computing anything anew."""
         dims, part = self._bound.sample_dims, copy(self)
-        part._bound = self._bound.rows(index)
+        part._bound = BoundMap.rows(self._bound, index)  # also of a map that hides its own
         part._state = _pick(self._state, dims, index)
         part._argument, part.slope = _pick(self._argument, dims, index), _pick(self.slope, dims, index)
         part.norm = None if self.norm is None else self.norm.rows(lambda tensor: _pick(tensor, dims, index))
@@ -312,6 +339,18 @@ class Linearization:
     def adjoint_stepper(self, g: Tensor) -> AdjointStepper:
         """`u -> g + J^T u` made ready for the inside of a solve."""
         return AdjointStepper(self._bound, self, g)
+
+    def whole_walk(self, g: Tensor, stop: _Stop, max_steps: int) -> tuple[Tensor, Tensor] | None:
+        """`u -> g + J^T u` in one kernel until the relative residual is small: the last `u`, and the steps `(B,)`.
+
+        None where the test is another, or the kernel does not take this map; see `layers.fused`.
+        """
+        from . import fused
+
+        if stop.mode != "rel" or fused.available(self._bound):
+            return None
+        done = fused.fused_adjoint(self._bound, self._state, g, tol=stop.tol, max_steps=max_steps)
+        return done.u, done.steps
 
     def pullback(self, u: Tensor) -> tuple[Tensor, ...]:
         """The gradients of `<u, f(z)>` with respect to `tensors` of the map, in their order; without autograd."""

@@ -38,11 +38,14 @@ class Auto(Iteration):
         patience: the largest number of plain steps taken on trust.
         bfloat16: how many plain steps are taken in bfloat16 before those in the state's dtype. Pays where products
             dominate and are faster in it; the test, and so what is guaranteed, is that of the state's dtype.
+        fused: on a GPU with Triton, take all plain steps of a dense map with at most 256 entries in one kernel, forward
+            and backward. Checked by Triton's interpreter only; no GPU has run it yet.
     """
 
     name: ClassVar[str] = "auto"
     patience: int = 24
     bfloat16: int = 0
+    fused: bool = False
 
     def check(self) -> None:
         require(self.patience >= 1, "patience", self.patience, "at least 1")
@@ -74,6 +77,7 @@ class Auto(Iteration):
             patience=self.patience,
             tested=not start.is_cuda,
             coarse=self.bfloat16,
+            fused=self.fused,
         )
         done = plain.solution(problem.shape)
         if plain.finished.all():

@@ -117,6 +117,8 @@ class Problem:
         projection: moves a state of shape `shape` to where fixed points lie, where the map brings such a thing.
         prepare: makes the map ready for the inside of a solve, where it knows how.
         coarse: the same in a shorter dtype.
+        whole: `(start, contraction, stop, max_steps) -> (z, f(z), steps) or None`: plain steps to the end of `stop` in
+            one kernel, where the map brings it and the device can do that; `steps` counts evaluations, `(B,)`.
         part: `index -> map` of some of the samples, where the map brings it.
         affine: the map is known to be affine.
         lowered: the dtype autocast lowers the map to, or None. Only the map runs under autocast, not the solver.
@@ -131,6 +133,7 @@ class Problem:
     projection: Callable[[Tensor], Tensor] | None = None
     prepare: Callable[[], Stepper] | None = None
     coarse: Callable[[torch.dtype], Stepper] | None = None
+    whole: Callable[[Tensor, Contraction, Stop, int], tuple[Tensor, Tensor, Tensor] | None] | None = None
     part: Callable[[Tensor | slice], FixedPointMap] | None = None
     affine: bool = False
     lowered: torch.dtype | None = None
@@ -178,6 +181,7 @@ class Problem:
             getattr(function, "project", None),
             getattr(function, "stepper", None) if lowered is None else None,
             getattr(function, "coarse_stepper", None),
+            getattr(function, "whole_walk", None) if lowered is None else None,
             getattr(function, "rows", None),
             getattr(function, "affine", False),
             lowered,
@@ -357,17 +361,21 @@ class Solver(ABC):
                 "stop_mode='certified' needs a proven contraction; pass contraction=certificate.contraction, or choose "
                 f"one of {', '.join(repr(mode) for mode in STOP_MODES if mode != 'certified')}."
             )
-        stop = self._understood(problem, stop)
+        known = self._understood(problem, stop)
         with torch.no_grad(), autocast_off(z0.device):
-            return self._run(problem, z0.detach(), stop)
+            solution = self._run(problem, z0.detach(), known)
+            return solution if known.mode != "abs" or stop.mode == "abs" else _confirmed(problem, solution, stop)
 
     def _understood(self, problem: Problem, stop: Stop) -> Stop:
-        """A test that this solver knows and that implies `stop`: a residual in the metric of the contraction."""
+        """A test that this solver knows: for "certified" a residual in the metric of the contraction, which implies it.
+
+        In other metrics than those of the cone it is the two-norm, which need not.
+        """
         contraction = problem.contraction
         if stop.mode != "certified" or contraction is None:
             return stop
         # d(z, z*) <= d(f(z), z) / (1 - rate)
-        mode = contraction.metric if contraction.metric in METRICS else "rel"
+        mode = contraction.metric if contraction.metric in METRICS else "abs"
         return replace(stop, tol=stop.tol * (1 - contraction.rate), mode=mode)
 
     @abstractmethod
@@ -380,6 +388,15 @@ class Solver(ABC):
         kinds: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
         # `from __future__ import annotations` makes the annotation of a field its source text.
         return {option.name: kinds[str(option.type)] for option in fields(cls)}  # type: ignore[arg-type]
+
+
+def _confirmed(problem: Problem, solution: Solution, stop: Stop) -> Solution:
+    """The solution tested anew by `stop`; where it fails, plain steps follow."""
+    from .loop import iterate
+    from .picard import Picard
+
+    tested = iterate(problem, Picard(), solution.value, stop, evaluations=solution.evaluations)
+    return replace(tested, linear_evaluations=solution.linear_evaluations)
 
 
 class Iteration(Solver):

@@ -75,6 +75,7 @@ def walk(
     patience: int,
     tested: bool = True,
     coarse: int = 0,
+    fused: bool = False,
 ) -> Walk:
     """Take plain steps from `start`, the batch together, until its slowest sample is done.
 
@@ -88,12 +89,16 @@ def walk(
         patience: how many steps in a row are taken on trust.
         tested: measure how fast the samples converge; else, unless they are far too many, take as many steps as the
             proof asks for, whatever the input, so that nothing is read back from the device before the last.
+        fused: take all steps in one kernel, where the map brings one for this device and this test.
         coarse: so many steps are taken in bfloat16 first; the later ones forget its rounding.
     """
     size = start.element_size() * start[0].numel()
     chunk = max(1, _CACHED // size)
     settings = _Settings(contraction, stop, patience, tested, coarse)
     with np.errstate(all="ignore"):  # NaN and infinity are results here
+        whole = _in_one_kernel(problem, start, settings) if fused else None
+        if whole is not None:
+            return whole
         apart = problem.part is not None if stop.mode != "certified" else problem.separable
         if start.is_cuda or not apart or 2 * len(start) <= 3 * chunk:
             return _begin(problem, start, settings)
@@ -125,6 +130,21 @@ def _joined(problem: Problem, start: Tensor, settings: _Settings, chunks: int) -
         np.concatenate([getattr(part, name) for part in walks]) for name in ("finished", "absolute", "relative")
     )
     return Walk(state, evaluations, finished, absolute, relative)
+
+
+def _in_one_kernel(problem: Problem, start: Tensor, settings: _Settings) -> Walk | None:
+    stop = settings.stop
+    if problem.whole is None:
+        return None
+    most = min(int(stop.max_iter) - 1, _TRUSTED * settings.patience)
+    found = problem.whole(start.reshape(problem.shape), settings.contraction, stop, most)
+    if found is None:
+        return None
+    z, image, steps = (problem.flatten(part) for part in found)
+    test = _Test(problem, settings.contraction, stop, z)
+    met = test(z, image) <= stop.tol
+    answer = image if stop.mode == "certified" else torch.where(torch.from_numpy(met).to(z.device)[:, None], z, image)
+    return Walk(answer, int(steps.max()), met, *test.residuals(z, image))
 
 
 def _begin(problem: Problem, start: Tensor, settings: _Settings) -> Walk:
@@ -277,10 +297,12 @@ class _Test:
     def faithful(self, error: float, z: Tensor) -> bool:
         """Whether an absolute error of `error` in every entry of an image near `z` leaves the test what it says.
 
-        A residual is to be that of the map itself. What the proof says holds up to rounding, of which a part of the
-        tolerance is none.
+        A residual is to be that of the map itself. What the proof says holds up to rounding, which moves the fixed
+        point by up to `1 / (1 - q)` times itself; a part of the tolerance is not much of that.
         """
-        return error == 0 or (self._mode == "certified" and error <= _FAITHFUL * self._tol * float(z.min()))
+        if error == 0 or self._mode != "certified":
+            return error == 0
+        return error <= _FAITHFUL * self._tol * (1 - self._contraction.rate) * float(z.min())
 
 
 def _numpy(rows: Tensor) -> Rows:

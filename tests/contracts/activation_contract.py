@@ -16,6 +16,12 @@ from tests.helpers import POSITIVE_GRID, REAL_GRID, Scalar, supremum
 
 POINTS = (1e-12, 1e-3, 0.3, 0.99, 1.7, 5.9, 6.1, 19.99, 20.01, 24.0, 41.0, 300.0)
 
+# Every order of magnitude, both signs, kinks and their neighbours, and what is no number.
+_SIZES = [0.0, 1e-30, 1e-6, 1e-3, 0.05, 0.3, 0.99, 1.0, 1.01, 1.7, 3.0, 5.9, 6.0, 6.1, 9.0, 20.01, 41.0, 300.0, 1e30]
+WIDE = (*_SIZES, *(-t for t in _SIZES), math.inf, -math.inf, math.nan)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+ULPS = 4  # how far two ways to compute an elementary function may differ, relatively
+
 # Intervals across, beside and beyond the kinks, thin ones, and points.
 INTERVALS = (
     (-40.0, 30.0), (-7.0, 7.0), (-1.0, 1.0), (-0.3, 0.2), (0.0, 0.4), (-0.4, 0.0), (0.9, 1.1), (5.9, 6.2), (6.0, 9.0),
@@ -105,6 +111,38 @@ class ActivationContract:
             t = torch.rand(2, 1, 3).to(dtype).transpose(0, 2)
             for result in (activation(t), activation.derivative(t)):
                 assert (result.shape, result.dtype) == (t.shape, dtype)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_the_overwriting_form_is_the_function_within_its_error(self, activation, scalar, dtype):
+        function = activation.function
+        form, unit = function.overwriting, torch.finfo(dtype).eps
+        t = torch.tensor([*WIDE, torch.finfo(dtype).max, -torch.finfo(dtype).max, torch.finfo(dtype).tiny]).to(dtype)
+        t = torch.cat([t, torch.linspace(-12, 12, 241).to(dtype)])
+        given = form.stretch * t
+        result = form.apply(given)
+        assert result is given, "it must work in place"
+        value = form.scale * result + form.offset
+        # Near 0 torch's own functions may lose relative accuracy in short dtypes: that is none of the form's business.
+        for expected, slack in ((function.value(t), 0.0), (function.value(t.double()), 1.0)):
+            size = expected.double().abs()
+            where = size <= torch.finfo(dtype).max
+            torch.testing.assert_close(value[~where], expected[~where].to(dtype), rtol=0, atol=0, equal_nan=True)
+            gap = (value.double() - expected.double())[where].abs()
+            assert bool((gap <= unit * (form.error + slack + ULPS * size[where])).all())
+
+    def test_the_factors_of_the_overwriting_form_are_exact(self, activation, scalar):
+        form = activation.function.overwriting
+        assert math.frexp(form.stretch)[0] == math.frexp(form.scale)[0] == 0.5, "powers of two"
+        assert form.offset == round(form.offset) and abs(form.offset) <= 8
+        assert form.error >= 0 and (form.error > 0 or (form.stretch, form.scale, form.offset) == (1.0, 1.0, 0.0))
+
+    def test_the_overwriting_form_keeps_any_layout(self, activation, scalar):
+        form = activation.function.overwriting
+        t = torch.linspace(-3, 5, 48, dtype=torch.float64).reshape(2, 2, 3, 4)
+        expected = form.apply(t.clone())
+        for layout in (t.clone(memory_format=torch.channels_last), torch.stack([t, t], dim=-1)[..., 1]):
+            assert form.apply(layout) is layout
+            torch.testing.assert_close(layout, expected, rtol=1e-14, atol=0)
 
     def test_positive_degree_is_safe_and_sharp(self, activation, scalar):
         degree = activation.degree(POSITIVE)

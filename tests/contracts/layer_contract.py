@@ -26,8 +26,8 @@ def full_jacobian(bound: BoundMap, z: Tensor) -> Tensor:
     return torch.stack([blocks[i, :, i] for i in range(batch)])
 
 
-class LayerContract:
-    """Values, derivatives, specs and error cases of a float64 layer on an input with at least two samples."""
+class LayerFixtures:
+    """A float64 layer, an input with at least two samples, and what follows from them."""
 
     @pytest.fixture
     def layer(self) -> SubhomLayer:
@@ -46,6 +46,10 @@ class LayerContract:
     @pytest.fixture
     def z(self, bound) -> Tensor:
         return random_states(tuple(bound.state_shape), seed=5, spread=1.5)
+
+
+class LayerContract(LayerFixtures):
+    """Values, derivatives, specs and error cases of a layer."""
 
     def test_one_application_is_positive_and_of_the_states_shape(self, layer, x, z):
         value = layer(z, x)
@@ -148,3 +152,63 @@ class LayerContract:
             broken.view(-1)[1] = bad
             with pytest.raises(DomainError, match="strictly positive"):
                 solve(bound, broken)
+
+
+class StepperContract(LayerFixtures):
+    """The forms in which solves and gradients use a map; all of it follows from the map, however it is parametrized."""
+
+    def test_the_stepper_is_the_map_and_changes_nothing(self, bound, z):
+        stepper, given, tensors = bound.stepper(), z.clone(), [tensor.clone() for tensor in bound.tensors]
+        state = stepper.enter(z)
+        assert state.shape == (z.shape[: z.dim() - bound.sample_dims].numel(), *z.shape[z.dim() - bound.sample_dims :])
+        assert torch.equal(stepper.leave(state, z.shape), z)
+        for _ in range(2):  # a second call finds everything as the first one did
+            image = stepper.leave(stepper(state, torch.empty_like(state)), z.shape)
+            torch.testing.assert_close(image, bound(z), rtol=1e-13, atol=0)
+        assert image.is_contiguous() and not image.requires_grad
+        assert torch.equal(z, given)
+        for now, before in zip(bound.tensors, tensors, strict=True):
+            assert torch.equal(now, before)
+
+    def test_the_adjoint_stepper_is_the_adjoint_map_and_changes_nothing(self, bound, z):
+        g, u = torch.randn(2, *z.shape, generator=torch.Generator().manual_seed(11), dtype=z.dtype)
+        at = z.clone().requires_grad_()
+        (pulled,) = torch.autograd.grad(bound(at), at, u)
+        jacobian, kept = bound.linearize(z), (g.clone(), u.clone())
+        stepper = jacobian.adjoint_stepper(g)
+        state = stepper.enter(u)
+        for _ in range(2):
+            image = stepper.leave(stepper(state, torch.empty_like(state)), u.shape)
+            torch.testing.assert_close(image, g + pulled, rtol=1e-10, atol=1e-12)
+        assert torch.equal(g, kept[0]) and torch.equal(u, kept[1])
+
+    def test_the_pullback_is_that_of_autograd(self, bound, z):
+        u = torch.randn(z.shape, generator=torch.Generator().manual_seed(12), dtype=z.dtype)
+        tensors = [tensor.clone().requires_grad_() for tensor in bound.tensors]
+        truth = torch.autograd.grad(bound.with_tensors(tensors)(z), tensors, u)
+        pulled = bound.linearize(z).pullback(u)
+        assert len(pulled) == len(tensors)
+        for got, expected in zip(pulled, truth, strict=True):
+            assert got.dtype == expected.dtype and not got.requires_grad
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+    def test_rows_of_the_map_are_those_of_its_values(self, bound, z):
+        flat = z.reshape(-1, *z.shape[z.dim() - bound.sample_dims :])
+        values = bound(z).reshape(flat.shape)
+        for index in (torch.tensor([1]), torch.tensor([1, 0]), torch.arange(len(flat)), slice(1, None), slice(0, 1)):
+            part = bound.rows(index)
+            torch.testing.assert_close(part(flat[index]), values[index], rtol=1e-14, atol=0)
+            assert part.state_shape == flat[index].shape and part.start().shape == flat[index].shape
+
+    def test_rows_of_the_jacobian_are_those_of_its_products(self, bound, z):
+        jacobian = bound.linearize(z)
+        v, u = torch.randn(2, *z.shape, generator=torch.Generator().manual_seed(13), dtype=z.dtype)
+        shape = (-1, *z.shape[z.dim() - bound.sample_dims :])
+        for index in (torch.tensor([1]), torch.tensor([1, 0]), slice(1, 2), slice(None)):
+            part, (a, b) = jacobian.rows(index), (w.reshape(shape)[index] for w in (v, u))
+            alone = bound.rows(index).linearize(z.reshape(shape)[index])
+            torch.testing.assert_close(part.value, alone.value, rtol=1e-14, atol=0)
+            for got, expected in ((part.jvp(a), alone.jvp(a)), (part.vjp(b), alone.vjp(b))):
+                torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+            for got, expected in zip(part.pullback(b), alone.pullback(b), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from subdeq_plugin.errors import DomainError, ShapeError
+from subdeq_plugin.errors import DomainError, OptionError, ShapeError
 from subdeq_plugin.layers import BoundMap
 from subdeq_plugin.result import Status
 from tests.problems import (
@@ -265,6 +265,33 @@ class SolverContract:
         assert not bool((outcome.status > Status.ROUNDING_FLOOR).any())
         assert bool((residuals(bound, outcome.value)[1] <= 16 * torch.finfo(dtype).eps).all())
         assert outcome.evaluations < 2000
+
+    # Proofs
+
+    @pytest.mark.parametrize(
+        ("kind", "keywords"),
+        [("dense", {"shift": 0.3}), ("dense", {"shift": 0.6, "normalize": 2}), ("conv", {"shift": 0.3}),
+         ("graph", {"shift": 0.8, "normalize": "inf"})],
+    )  # fmt: skip
+    def test_a_certified_test_puts_the_answer_within_the_tolerance(self, route, kind, keywords):
+        bound = bound_map(kind, 4, **keywords)
+        start, z = torch.full_like(ones_for(bound), 2.0), ones_for(bound)
+        given = start.clone()
+        for _ in range(200):
+            z = bound(z)
+        for tol in (1e-1, 1e-7):
+            outcome = route.solve(bound, start, max_iter=3000, tol=tol, stop_mode="certified", indexing=())
+            assert outcome.status.tolist() == [int(Status.CONVERGED)] * 3
+            assert torch.equal(start, given), "the start was overwritten"
+            gap = (outcome.value.log() - z.log()).reshape(3, -1)
+            distance = gap.abs().amax(dim=1) if "normalize" not in keywords else gap.amax(dim=1) - gap.amin(dim=1)
+            assert bool((distance <= tol + 1e-13).all())
+
+    @pytest.mark.parametrize("make", [lambda: (torch.cos, torch.ones(2, 3)), lambda: _positive()])
+    def test_a_certified_test_without_a_proof_is_refused(self, route, make):
+        function, start = make()
+        with pytest.raises(OptionError, match="needs a proven contraction"):
+            route.solve(function, start, max_iter=10, tol=1e-4, stop_mode="certified", indexing=())
 
     # Trajectories
 

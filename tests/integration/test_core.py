@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -14,9 +15,11 @@ from torchdeq.utils import add_deq_args
 from torchdeq.utils.config import DEQConfig
 
 import subdeq_plugin as sd
+from subdeq_plugin.certificates import contraction_of
 from subdeq_plugin.errors import ConvergenceError, ConvergenceWarning, DomainError, OptionError, ShapeError
 from subdeq_plugin.integration.core import _thompson_rate
 from subdeq_plugin.integration.torchdeq import find_solver
+from subdeq_plugin.layers.operators import GraphOperator
 from subdeq_plugin.metrics import Contraction
 from subdeq_plugin.result import Status
 from subdeq_plugin.solvers import Anderson
@@ -203,6 +206,109 @@ def test_the_certificate_of_the_last_solve():
     assert deq.certificate is not None and deq.certificate.unique
     deq(torch.cos, torch.zeros(1, 2))
     assert deq.certificate is None
+
+
+# The certificate
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "graph", "mixing"])
+@pytest.mark.parametrize("read_before", [False, True])
+def test_the_certificate_is_of_the_weights_at_the_call(kind, read_before):
+    """Written when somebody asks, about what was solved: changes in place do not reach it, in either direction."""
+    keywords = {"mix_features": True} if kind == "mixing" else {}
+    layer = make_layer("graph" if kind == "mixing" else kind, 1, shift=1.2, weight="signed", **keywords)
+    x = make_input("graph" if kind == "mixing" else kind, 1)
+    changed = [part for name, part in layer.named_parameters() if "weight" in name]
+    deq = core(f_tol=1e-9, on_failure="ignore")
+    with torch.no_grad():
+        for part in changed:
+            part.abs_()
+        bound = layer.bind(x)
+        expected = sd.certify(bound, conditions="subhomogeneous")
+        assert expected.unique
+        (z,), _ = deq(bound)
+        assert not read_before or deq.certificate.unique
+        for part in (*changed, *bound.tensors):
+            part.mul_(-3)
+        if isinstance(bound.operator, GraphOperator):
+            for matrix in (bound.operator.propagation.matrix, bound.operator.propagation.transposed):
+                matrix.values().mul_(-3)
+        certificate = deq.certificate
+        assert certificate is not None and certificate.unique and certificate is deq.certificate
+        assert (certificate.rate, certificate.metric) == (expected.rate, expected.metric)
+        assert float(certificate.error_bound(z).max()) < 1e-6, "its numbers too are those of the call"
+        # And a map that proves nothing keeps a certificate that says so, whatever becomes of it.
+        deq(bound, ones_for(bound))
+        for part in (*changed, *bound.tensors):
+            part.mul_(-1)
+        assert deq.certificate is not None and not deq.certificate.unique
+
+
+def test_each_call_replaces_the_certificate():
+    deq, first, second = core(), bound_map("dense", 1, shift=0.3), bound_map("dense", 1, shift=0.6, normalize=2)
+    assert deq.certificate is None
+    deq(first)
+    deq(second)
+    assert deq.certificate.metric == "hilbert"
+    deq(first)
+    assert deq.certificate.metric == "thompson"
+    deq(torch.cos, torch.zeros(1, 2))
+    assert deq.certificate is None
+    hasty = core(f_max_iter=1, f_tol=1e-14, on_failure="raise")
+    with pytest.raises(ConvergenceError):
+        hasty(first)
+    assert hasty.certificate.unique
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "graph"])
+@pytest.mark.parametrize("read_before", [False, True])
+def test_copies_and_pickles_leave_the_certificate_behind(kind, read_before):
+    model, x = sd.SubDEQ(make_layer(kind, 2), f_tol=1e-8), make_input(kind, 2)
+    z = model(x)
+    z.sum().backward()
+    assert not read_before or model.deq.certificate.unique
+    bound = model.layer.bind(x)
+    twins = copy.deepcopy(model).deq, copy.copy(model.deq), pickle.loads(pickle.dumps(model.deq))
+    for twin in twins:
+        assert twin.certificate is None
+        torch.testing.assert_close(twin(bound)[0][0], z, rtol=1e-14, atol=0)
+        assert twin.certificate.unique
+    assert model.deq.certificate.unique, "the original keeps its own"
+
+
+def test_the_certificate_keeps_nothing_of_a_graph_of_gradients():
+    layer, x = make_layer("dense", 1), make_input("dense", 1).requires_grad_()
+    deq = core()
+    deq(layer.bind(x))
+    assert deq._map is not None and not any(tensor.requires_grad for tensor in deq._map.tensors)
+
+
+def test_a_proof_that_needs_the_whole_certificate_is_found_too():
+    """A weight that is zero leaves the quick way; the stop is certified all the same."""
+    bound = bound_map("dense", 3, shift=0.05)
+    weight = bound.tensors[0].clone()
+    weight[0, 1] = 0.0
+    bound = bound.with_tensors([weight, *bound.tensors[1:]])
+    assert contraction_of(bound) is None
+    out, _ = core(f_tol=1e-6)(bound)
+    z = ones_for(bound)
+    for _ in range(600):
+        z = bound(z)
+    assert float((out[0].log() - z.log()).abs().max()) <= 1e-6
+    weight[0] = 0.0
+    deq = core(f_tol=1e-6)
+    deq(bound.with_tensors([weight, *bound.tensors[1:]]))
+    assert not deq.certificate.unique
+
+
+def test_a_stop_of_residuals_is_left_as_it_is():
+    bound = bound_map("dense", 3, shift=0.05)
+    for mode in ("abs", "rel", "thompson"):
+        out, info = core(f_tol=1e-7, f_stop_mode=mode)(bound)
+        assert info["status"].tolist() == [0, 0, 0]
+        absolute, relative = residuals(bound, out[0])
+        gap = (bound(out[0]).log() - out[0].log()).abs().amax(dim=1)
+        assert bool(({"abs": absolute, "rel": relative, "thompson": gap}[mode] <= 1.001e-7).all())
 
 
 @pytest.mark.parametrize("f_solver", ["subdeq:auto", "subdeq:anderson", "anderson", "broyden", "fixed_point_iter"])

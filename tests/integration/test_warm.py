@@ -16,7 +16,7 @@ from tests.problems import make_input, make_layer, seeded
 def problem(samples: int = 24, dtype: torch.dtype = torch.float64) -> tuple[sd.SubhomLinear, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        layer = sd.SubhomLinear(6, 12, shift=0.05, dtype=dtype)
+        layer = sd.SubhomLinear(6, 12, shift=0.3, dtype=dtype)
     return layer, 3 + torch.randn(samples, 6, generator=seeded(4), dtype=dtype)
 
 
@@ -133,5 +133,5 @@ def test_useless_numbers_are_refused(kind, samples, error, match):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(OptionError, match="unknown warm_start 'means'.*mean"):
+    with pytest.raises(OptionError, match=r"unknown warm_start 'means'.*mean"):
         sd.SubDEQ(problem()[0], warm_start="means")

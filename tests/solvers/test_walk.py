@@ -144,22 +144,22 @@ def test_the_promise_holds_where_the_activation_is_small(scale, shift, power, no
         assert bool((error(bound, found.value) <= tol + slack(bound)).all()), tol
 
 
-@pytest.mark.parametrize("shift", [1e-3, 3e-3, 1e-2])
+@pytest.mark.parametrize("shift", [1e-3, 3e-3])
 def test_the_promise_holds_where_the_proof_is_slow_and_the_start_good(shift):
     """The rounding of a step counts `1 / (1 - rate)` times: no more of it than the map's own may be let in."""
     t = torch.logspace(-4, 1, 4000, dtype=torch.float64)
     slowest = t[(t / torch.cosh(t) ** 2 / (torch.tanh(t) + shift)).argmax()]
     z = torch.tanh(slowest) + shift
-    outer = torch.linspace(0, 1e-3, 200, dtype=torch.float64)[:, None] * z
+    outer = torch.linspace(0, 1e-3, 400, dtype=torch.float64)[:, None] * z
     bound = dense([[float(slowest / z)]], outer, torch.float32, shift=shift)
-    wide, exact = bound.to("cpu", torch.float64), torch.full((200, 1), float(z), dtype=torch.float64)
+    wide, exact = bound.to("cpu", torch.float64), torch.full((400, 1), float(z), dtype=torch.float64)
     for _ in range(4000):
         exact = wide(exact)
     own = float(((bound(exact.float()).double() - exact) / exact).abs().max()) + 2.0**-23
     rate = proof(bound).rate
-    for factor in (1.0001, 1.05, 1.5):
+    for factor in (1.0001, 1.05):
         tol = 8 * 2.0**-23 / float(z) * factor
-        for moved in (1e-6, -3e-6, 3e-6, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4):
+        for moved in (1e-6, -3e-6, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4, -1e-4, 3e-4, -3e-4, 1e-3):
             found = certified(bound, (exact * (1 + moved)).float(), tol=tol)
             gap = (found.value.double().log() - exact.log()).abs()[found.status == Status.CONVERGED]
             assert bool((gap <= tol + 2 * own / (1 - rate)).all()), (factor, moved, float(gap.max() / tol))
