@@ -326,6 +326,28 @@ def test_a_certified_stop_is_a_guaranteed_distance_with_any_solver(f_solver, kin
         assert error <= f_tol * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("keywords", [{"shift": 0.05}, {"shift": 0.3, "normalize": 2}], ids=str)
+def test_a_foreign_solver_is_told_a_residual_that_the_proof_asks_for(monkeypatch, keywords):
+    """It knows nothing of proofs: `d(z, z*) <= d(f(z), z) / (1 - rate)`, with the residual it knows for the metric."""
+    import torchdeq.solver
+
+    told = []
+
+    def spy(func, x0, **settings):
+        told.append(settings)
+        return x0, [], {}
+
+    monkeypatch.setitem(torchdeq.solver._solvers, "spy", spy)
+    bound = bound_map("dense", 6, **keywords)
+    proof = contraction_of(bound)
+    core(f_solver="spy", f_tol=1e-3, f_max_iter=99)(bound)
+    core(f_solver="spy", f_tol=1e-3, f_max_iter=99, f_stop_mode="abs")(bound)
+    core(f_solver="spy", f_tol=1e-3, f_max_iter=99)(torch.cos, torch.ones(1, 2))
+    assert [settings["stop_mode"] for settings in told] == ["rel", "abs", "rel"]
+    assert [settings["tol"] for settings in told] == pytest.approx([1e-3 * (1 - proof.rate), 1e-3, 1e-3])
+    assert {settings["max_iter"] for settings in told} == {99}
+
+
 def test_what_a_foreign_solver_says_of_itself_is_not_believed(monkeypatch):
     import torchdeq.solver
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from subdeq_plugin.certificates import contraction_of
-from subdeq_plugin.layers import BoundMap
+from subdeq_plugin.layers import BoundMap, MapSpec
 from subdeq_plugin.metrics import Contraction
 from subdeq_plugin.result import Solution, Status
 from subdeq_plugin.solvers import SOLVERS, Anderson, Auto, Halpern, Iteration, NewtonKrylov, Picard, Problem, solve
@@ -186,11 +186,12 @@ def test_single_precision_samples_at_their_floor_are_left_out_too():
 
 @dataclass(frozen=True)
 class Rows:
-    """`z -> A_i z + c_i` with a matrix for every sample; samples in `lost` turn to NaN at the fourth evaluation."""
+    """`z -> A_i z + c_i` with a matrix for every sample; those in `lost` turn to NaN at evaluation `since`."""
 
     matrices: Tensor
     constants: Tensor
     lost: tuple[int, ...] = ()
+    since: int = 4
     calls: list[int] = field(default_factory=list)
     numbers: tuple[int, ...] = ()
     sample_dims: int = 1
@@ -198,8 +199,9 @@ class Rows:
 
     def __call__(self, z: Tensor) -> Tensor:
         self.calls.append(len(z))
+        assert bool(z.isfinite().all()), "a sample that is lost goes back to its best state"
         image = (self.matrices @ z[..., None])[..., 0] + self.constants
-        if len(self.calls) >= 4:
+        if len(self.calls) >= self.since:
             image[[number in self.lost for number in self._names]] = math.nan
         return image
 
@@ -231,15 +233,16 @@ def test_maps_of_ones_own_are_split_by_their_rows(name):
 
 
 @pytest.mark.parametrize("name", ["picard", "anderson", "halpern"])
-def test_samples_that_get_lost_after_others_have_left(name):
+@pytest.mark.parametrize("since", [2, 3, 4])
+def test_samples_that_get_lost_when_others_have_left_or_just_leave(name, since):
     sizes = torch.full((8,), 1e-12, dtype=torch.float64)
     sizes[[1, 4, 6]] = 0.9
     matrices = normal(8, 4, 4, seed=3)
     matrices = sizes[:, None, None] * matrices / torch.linalg.matrix_norm(matrices, ord=2)[:, None, None]
-    function = Rows(matrices, torch.ones(8, 4, dtype=torch.float64), lost=(4,))
+    function = Rows(matrices, torch.ones(8, 4, dtype=torch.float64), (4,), since)
     tol = 1e-4 if name == "halpern" else 1e-8
     found = solve(function, torch.zeros(8, 4, dtype=torch.float64), STEPS[name], tol=tol, max_iter=3000)
-    assert function.calls[0] == 8 and (name == "halpern" or function.calls[3] < 8), "averages take their time"
+    assert function.calls[0] == 8 and (name == "halpern" or function.calls[2] < 8), "averages take their time"
     assert found.statuses[4] == Status.DIVERGED
     assert bool(found.value[4].isfinite().all())
     good = torch.arange(8) != 4
@@ -325,6 +328,17 @@ def test_a_rate_of_zero_asks_for_one_image():
                       contraction=Contraction.in_metric(0.0, "thompson"))  # fmt: skip
         assert found.converged and found.evaluations == 1
         torch.testing.assert_close(found.value, bound(ones_for(bound)), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_map_that_leaves_the_cone_is_reported_not_warned_about(name, rate):
+    """Its distance to the border is infinite, whatever factor stands before it."""
+    arrays = {"weight": torch.zeros(2, 2), "outer": torch.zeros(1, 2)}
+    bound = BoundMap.from_spec(MapSpec(arrays, {"kind": "dense", "activation": "relu"}))
+    found = solve(bound, torch.ones(1, 2), STEPS[name], stop_mode="certified",
+                  contraction=Contraction.in_metric(rate, "thompson"))  # fmt: skip
+    assert found.statuses == (Status.NONFINITE,)
 
 
 def test_traces_of_a_certified_solve_do_not_rise_in_its_own_measure():

@@ -446,6 +446,22 @@ def test_a_proof_in_a_metric_with_weights():
         assert bool((((found.value - function.solution()) / weights).norm(dim=1) <= 1.0001e-7).all())
 
 
+def test_a_sample_that_overflows_on_the_way_goes_back_to_its_start():
+    """Within the untested steps: its best state is then the start, which is what the report speaks of."""
+
+    def function(z: Tensor) -> Tensor:
+        return torch.stack([z[0].cos(), z[1] ** 9, 0.5 * z[2] + 1])
+
+    start = torch.full((3, 2), 100.0, dtype=torch.float64)
+    false = Contraction(0.5, "two-norm", lambda x, y: (x - y).norm(dim=1))
+    for mode in ("certified", "rel"):
+        found = solve(function, start, tol=1e-8, max_iter=200, stop_mode=mode, contraction=false)
+        assert found.statuses == (Status.CONVERGED, Status.DIVERGED, Status.CONVERGED)
+        assert bool(found.value.isfinite().all())
+        torch.testing.assert_close(found.value[2], torch.full((2,), 2.0, dtype=torch.float64), rtol=1e-6, atol=0)
+        assert float((found.value[0] - 0.7390851332151607).abs().max()) < 1e-6
+
+
 # What is refused
 
 
@@ -581,6 +597,22 @@ def test_a_large_batch_in_parts_is_the_same_batch(name, mode, monkeypatch):
             assert bool((residuals(bound, parts.value)[1] <= 1.001e-8).all())
         assert bool((parts.rel_residual <= 1e-7).all())
         assert parts.evaluations <= whole.evaluations
+        if samples == 1:
+            alone = [solve(bound.rows(slice(i, i + 1)), start[i : i + 1], **given).evaluations for i in range(13)]
+            assert parts.evaluations == max(alone) > min(alone)
+
+
+def test_statistics_of_a_large_batch_in_parts_are_those_of_each_part(monkeypatch):
+    bound = make_layer("dense", 3, shift=0.3).bind(make_input("dense", 3, batch=9)).detach()
+    start = torch.exp(3 * normal(9, 5, seed=5))
+    given = {"tol": 1e-8, "max_iter": 100, "stop_mode": "certified", "contraction": proof(bound)}
+    alone = [solve(bound.rows(slice(i, i + 1)), start[i : i + 1], **given) for i in range(9)]
+    monkeypatch.setattr("subdeq_plugin.solvers.walk._CACHED", 5 * 8)
+    found = solve(bound, start, **given)
+    assert found.iterations.tolist() == [int(one.iterations) for one in alone]
+    torch.testing.assert_close(
+        found.abs_residual, torch.cat([one.abs_residual for one in alone]), rtol=1e-3, atol=1e-14
+    )
 
 
 def test_a_large_batch_in_parts_with_bad_and_slow_samples(monkeypatch):
