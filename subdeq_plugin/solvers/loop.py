@@ -53,7 +53,8 @@ class _Residuals:
         if mode in METRICS:
             self.tested = _numpy(METRICS[mode](fz, z))
         elif mode == "certified" and contraction is not None:
-            self.tested = contraction.rate / (1 - contraction.rate) * _numpy(contraction.distance(fz, z))
+            with np.errstate(all="ignore"):  # an infinite distance times a rate of zero
+                self.tested = contraction.rate / (1 - contraction.rate) * _numpy(contraction.distance(fz, z))
         else:
             self.tested = self.absolute if mode == "abs" else self.relative
 

@@ -41,6 +41,7 @@ class Walk:
         finished: `(B,)` bool, the samples that met the test. The others are left to another method: the proof asks for
             too many steps, or they do not behave as it says, which is rounding, or NaN.
         absolute, relative: `(B,)` residuals at the iterate that was tested.
+        iteration: `(B,)`, the evaluation at which it was: the same for all that walked together.
     """
 
     state: Tensor
@@ -48,12 +49,13 @@ class Walk:
     finished: Mask
     absolute: Rows
     relative: Rows
+    iteration: NDArray[np.int64]
 
     def solution(self, shape: torch.Size) -> Solution:
         """The result for the samples that finished, in the state's own shape."""
         state, device = self.state, self.state.device
         absolute, relative = (torch.from_numpy(rows).to(state) for rows in (self.absolute, self.relative))
-        count = torch.full((len(state),), self.evaluations, dtype=torch.int64, device=device)
+        count = torch.from_numpy(self.iteration).to(device)
         return Solution(
             value=state.reshape(shape),
             status=torch.full_like(count, int(Status.CONVERGED)),
@@ -126,10 +128,11 @@ def _joined(problem: Problem, start: Tensor, settings: _Settings, chunks: int) -
         state[rows] = part.state
         walks.append(replace(part, state=state[:0]))
     evaluations = max(part.evaluations for part in walks)
-    finished, absolute, relative = (
-        np.concatenate([getattr(part, name) for part in walks]) for name in ("finished", "absolute", "relative")
+    names = ("finished", "absolute", "relative", "iteration")
+    finished, absolute, relative, iteration = (
+        np.concatenate([getattr(part, name) for part in walks]) for name in names
     )
-    return Walk(state, evaluations, finished, absolute, relative)
+    return Walk(state, evaluations, finished, absolute, relative, iteration)
 
 
 def _in_one_kernel(problem: Problem, start: Tensor, settings: _Settings) -> Walk | None:
@@ -144,7 +147,8 @@ def _in_one_kernel(problem: Problem, start: Tensor, settings: _Settings) -> Walk
     test = _Test(problem, settings.contraction, stop, z)
     met = test(z, image) <= stop.tol
     answer = image if stop.mode == "certified" else torch.where(torch.from_numpy(met).to(z.device)[:, None], z, image)
-    return Walk(answer, int(steps.max()), met, *test.residuals(z, image))
+    count = steps.cpu().numpy().reshape(-1).astype(np.int64)
+    return Walk(answer, int(count.max()), met, *test.residuals(z, image), count)
 
 
 def _begin(problem: Problem, start: Tensor, settings: _Settings) -> Walk:
@@ -204,7 +208,7 @@ def _walk(problem: Problem, stepper: Stepper, start: Tensor, settings: _Settings
     if answer is z and not met.all():
         answer = torch.where(torch.from_numpy(met).to(z.device).reshape(-1, *[1] * (z.dim() - 1)), z, image)
     state = problem.flatten(stepper.leave(answer, problem.shape))
-    return Walk(state, evaluations, met, absolute, relative)
+    return Walk(state, evaluations, met, absolute, relative, np.full(len(met), evaluations))
 
 
 def _predict(measured: Rows, rates: Rows, proven: float, tol: float, patience: int) -> tuple[int, Mask]:
