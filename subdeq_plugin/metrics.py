@@ -34,8 +34,8 @@ def ratio_range(x: Tensor, y: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest `x_i / y_i` of each sample, for positive `x` and `y (B, ...)`; `out` is overwritten.
 
     Returns:
-        Two tensors `(B,)`. Where an entry of a sample is zero, NaN, or negative in one of the two, the smallest is zero,
-        negative or NaN, or the largest is infinite or NaN.
+        Two tensors `(B,)`. Where an entry of a sample is zero, NaN, or negative in one of the two, the smallest is
+        zero, negative or NaN, or the largest is infinite or NaN.
     """
     ratio = torch.div(x, y, out=out)
     # Positive floating-point numbers are ordered as their bits are, with NaN on top, and torch reduces rows of integers
