@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import DomainError, ShapeError
 
 __all__ = [
+    "as_samples",
     "autocast_dtype",
     "autocast_off",
     "check_floating",
@@ -32,6 +33,11 @@ def check_floating(name: str, value: object) -> Tensor:
     if not value.is_floating_point():
         raise ShapeError(f"{name} must have a floating-point dtype, got {value.dtype}; call {name}.float().")
     return value
+
+
+def as_samples(z: Tensor, sample_dims: int) -> Tensor:
+    """A state `(..., *sample)` as `(B, *sample)`: one leading dimension, a view where that is possible."""
+    return z if z.dim() == sample_dims + 1 else z.reshape(-1, *z.shape[z.dim() - sample_dims :])
 
 
 def check_nonempty(name: str, value: Tensor) -> None:

@@ -128,6 +128,11 @@ class Contraction:
     metric: str
     distance: Distance
 
+    @property
+    def of_image(self) -> float:
+        """`q / (1 - q)`: times `d(z, f(z))` it bounds the distance of the image `f(z)` to the fixed point (Banach)."""
+        return self.rate / (1 - self.rate)
+
     @classmethod
     def in_metric(cls, rate: float, metric: str) -> Contraction:
         """A contraction in Thompson's or Hilbert's metric."""

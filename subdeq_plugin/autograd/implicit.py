@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from .._shapes import as_samples
 from ..errors import SubdeqError
 from ..metrics import Contraction
 from ..result import Solution
@@ -119,11 +120,9 @@ class _AdjointEquation:
         return self._rows if getattr(self.jacobian, "rows", None) is not None else None
 
     def _rows(self, index: Tensor | slice) -> _AdjointEquation:
-        def pick(part: Tensor) -> Tensor:
-            return part.reshape(-1, *part.shape[part.dim() - self.sample_dims :])[index]
-
         part = cast(Any, self.jacobian).rows(index)
-        return replace(self, g=pick(self.g), transposed=part.vjp, primal=None, state=pick(self.state), jacobian=part)
+        g, state = (as_samples(whole, self.sample_dims)[index] for whole in (self.g, self.state))
+        return replace(self, g=g, transposed=part.vjp, primal=None, state=state, jacobian=part)
 
     @property
     def stepper(self) -> Callable[[], Stepper] | None:

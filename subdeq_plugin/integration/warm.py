@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._shapes import as_samples
 from ..errors import OptionError, ShapeError, unknown_name
 from ..layers import BoundMap
 
@@ -58,7 +59,7 @@ class WarmStart:
     def start(self, bound: BoundMap, samples: Tensor | None) -> Tensor:
         """A start of the state's shape; ones where nothing is known."""
         ones = bound.start()
-        rows = _rows(ones, bound)
+        rows = as_samples(ones, bound.sample_dims)
         mean = self._mean
         if mean is None or mean.shape != rows.shape[1:]:
             return ones
@@ -71,7 +72,7 @@ class WarmStart:
 
     def keep(self, z: Tensor, bound: BoundMap, samples: Tensor | None) -> None:
         """Remember the equilibria `z` of a batch; what is not positive and finite is left out."""
-        rows = _rows(z.detach(), bound)
+        rows = as_samples(z.detach(), bound.sample_dims)
         flat = rows.reshape(len(rows), -1)
         good = ((flat > 0) & flat.isfinite()).all(dim=1)
         if not bool(good.any()):
@@ -97,8 +98,3 @@ class WarmStart:
             self._states = states
         self._states[samples.to(self._states.device)] = rows.to(self._states)
         self._known[samples] = True
-
-
-def _rows(z: Tensor, bound: BoundMap) -> Tensor:
-    """A state as `(B, *sample)`."""
-    return z.reshape(-1, *z.shape[z.dim() - bound.sample_dims :])

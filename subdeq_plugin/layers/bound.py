@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .._shapes import check_floating, check_shape
+from .._shapes import as_samples, check_floating, check_shape
 from ..activations import Activation
 from ..degrees import REALS
 from ..errors import DomainError, OptionError, ShapeError, unknown_name
@@ -140,7 +140,7 @@ class BoundMap:
         """The map of the samples in `index`, `(b,)` or a slice; its states are `(b, *sample)`."""
 
         def pick(part: Tensor | None) -> Tensor | None:
-            return None if part is None else _pick(part, self.sample_dims, index)
+            return None if part is None else as_samples(part, self.sample_dims)[index]
 
         return replace(self, inner=pick(self.inner), outer=pick(self.outer))
 
@@ -270,11 +270,6 @@ class BoundMap:
         )
 
 
-def _pick(part: Tensor, sample_dims: int, index: Tensor | slice) -> Tensor:
-    """Some samples of a tensor `(..., *sample)`."""
-    return part.reshape(-1, *part.shape[part.dim() - sample_dims :])[index]
-
-
 def _check_spec(operator: Operator, inner: Tensor | None, outer: Tensor | None) -> None:
     if inner is not None and outer is not None and inner.shape != outer.shape:
         raise ShapeError(f"inner {tuple(inner.shape)} and outer {tuple(outer.shape)} must have the same shape.")
@@ -329,11 +324,14 @@ class Linearization:
 
     def rows(self, index: Tensor | slice) -> Linearization:
         """The Jacobian of the samples in `index`, without computing anything anew."""
-        dims, part = self._bound.sample_dims, copy(self)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return as_samples(tensor, self._bound.sample_dims)[index]
+
+        part = copy(self)
         part._bound = BoundMap.rows(self._bound, index)  # also of a map that hides its own
-        part._state = _pick(self._state, dims, index)
-        part._argument, part.slope = _pick(self._argument, dims, index), _pick(self.slope, dims, index)
-        part.norm = None if self.norm is None else self.norm.rows(lambda tensor: _pick(tensor, dims, index))
+        part._state, part._argument, part.slope = pick(self._state), pick(self._argument), pick(self.slope)
+        part.norm = None if self.norm is None else self.norm.rows(pick)
         return part
 
     def adjoint_stepper(self, g: Tensor) -> AdjointStepper:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .._shapes import as_samples
 from ..activations import Activation, InPlace
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ class _States:
 
     def enter(self, z: Tensor) -> Tensor:
         """`z (..., *sample)` as `(B, *sample)`, ready to be stepped; a copy only where the format asks for it."""
-        if z.dim() != self._sample_dims + 1:
-            z = z.reshape(-1, *z.shape[z.dim() - self._sample_dims :])
-        return z.detach().contiguous(memory_format=self._layout)
+        return as_samples(z, self._sample_dims).detach().contiguous(memory_format=self._layout)
 
     def leave(self, z: Tensor, shape: torch.Size) -> Tensor:
         """A stepped state in its own shape, contiguous."""

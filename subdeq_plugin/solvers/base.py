@@ -199,11 +199,11 @@ class Problem:
         shape = torch.Size([count, *self.shape[len(self.shape) - function.sample_dims :]])
         return self._described(function, shape, self.contraction, self.lowered)
 
-    @property
-    def separable(self) -> bool:
-        """Whether samples can be solved apart, whatever the test."""
+    def separable(self, mode: str) -> bool:
+        """Whether samples can be solved apart under a test of this mode."""
         # A contraction in a metric with weights may have some for every sample.
-        return self.part is not None and (self.contraction is None or self.contraction.metric in METRICS)
+        alike = self.contraction is None or self.contraction.metric in METRICS
+        return self.part is not None and (mode != "certified" or alike)
 
     def stepper(self) -> Stepper:
         """The map made ready for the inside of a solve."""

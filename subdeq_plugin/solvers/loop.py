@@ -12,24 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics import METRICS
 from ..result import Solution, Status
 from .base import FLOOR_UNITS, Iteration, Problem, Stop
+from .rows import Mask, Rows, on_host
 
 __all__ = ["iterate"]
 
 _PATIENCE = 6  # steps without progress after which a residual of the size of rounding will not get smaller
 _FEW = 0.5  # leave finished samples out once no more than this part is left
-
-Rows = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-
-def _numpy(rows: Tensor) -> Rows:
-    return rows.to("cpu", torch.float64).numpy()
 
 
 def _rows(mask: Mask, yes: Tensor, no: Tensor) -> Tensor:
@@ -46,15 +39,15 @@ class _Residuals:
 
     def __init__(self, problem: Problem, z: Tensor, fz: Tensor, mode: str) -> None:
         norms = torch.stack([torch.linalg.vector_norm(fz - z, dim=1), torch.linalg.vector_norm(fz, dim=1)])
-        self.absolute, size = _numpy(norms)
+        self.absolute, size = on_host(norms)
         with np.errstate(all="ignore"):
             self.relative = self.absolute / np.maximum(size, torch.finfo(fz.dtype).tiny)
         contraction = problem.contraction
         if mode in METRICS:
-            self.tested = _numpy(METRICS[mode](fz, z))
+            self.tested = on_host(METRICS[mode](fz, z))
         elif mode == "certified" and contraction is not None:
             with np.errstate(all="ignore"):  # an infinite distance times a rate of zero
-                self.tested = contraction.rate / (1 - contraction.rate) * _numpy(contraction.distance(fz, z))
+                self.tested = contraction.of_image * on_host(contraction.distance(fz, z))
         else:
             self.tested = self.absolute if mode == "abs" else self.relative
 
@@ -122,7 +115,7 @@ def iterate(problem: Problem, solver: Iteration, z0: Tensor, stop: Stop, *, eval
     ledger = _Ledger(problem, z, stop.mode)
     active = np.ones(problem.samples, dtype=bool)
     retried = np.zeros(problem.samples, dtype=bool)
-    separable = problem.part is not None if stop.mode != "certified" else problem.separable
+    separable = problem.separable(stop.mode)
     trace: list[tuple[Rows, Rows]] = []
     recorded: list[Tensor] = []
     iteration = evaluations

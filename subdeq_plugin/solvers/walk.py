@@ -18,11 +18,9 @@ from torch import Tensor
 from ..metrics import METRICS, Contraction, iterations_for, ratio_range
 from ..result import Solution, Status
 from .base import Problem, Stepper, Stop
+from .rows import Mask, Rows, on_host
 
 __all__ = ["Walk", "walk"]
-
-Rows = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
 
 _FIRST = 3  # the first evaluation that is tested: the steps away from a start of ones tell little
 _CACHED = 2**22  # bytes of a state up to which the samples of a batch walk together on a CPU
@@ -101,8 +99,7 @@ def walk(
         whole = _in_one_kernel(problem, start, settings) if fused else None
         if whole is not None:
             return whole
-        apart = problem.part is not None if stop.mode != "certified" else problem.separable
-        if start.is_cuda or not apart or 2 * len(start) <= 3 * chunk:
+        if start.is_cuda or not problem.separable(stop.mode) or 2 * len(start) <= 3 * chunk:
             return _begin(problem, start, settings)
         return _joined(problem, start, settings, -(-len(start) // chunk))
 
@@ -277,25 +274,25 @@ class _Test:
         self._scratch = torch.empty_like(like)
         self._tol = stop.tol
         self._metric = contraction.metric if stop.mode == "certified" else stop.mode
-        self._factor = contraction.rate / (1 - contraction.rate) if stop.mode == "certified" else 1.0
+        self._factor = contraction.of_image if stop.mode == "certified" else 1.0
 
     def __call__(self, z: Tensor, image: Tensor) -> Rows:
         """What is compared with the tolerance, `(B,)`."""
         if self._metric in METRICS:
             low, high = ratio_range(image, z, self._scratch)
-            below, above = np.log(_numpy(low)), np.log(_numpy(high))
+            below, above = np.log(on_host(low)), np.log(on_host(high))
             distance: Rows = above - below if self._metric == "hilbert" else np.maximum(above, -below)
             return self._factor * distance
         if self._mode == "certified":
-            return self._factor * _numpy(self._contraction.distance(self._flatten(image), self._flatten(z)))
+            return self._factor * on_host(self._contraction.distance(self._flatten(image), self._flatten(z)))
         absolute, relative = self.residuals(z, image)
         return absolute if self._mode == "abs" else relative
 
     def residuals(self, z: Tensor, image: Tensor) -> tuple[Rows, Rows]:
         """Two-norms of `f(z) - z`, and the same relative to `f(z)`: each `(B,)`."""
         gap = torch.sub(image, z, out=self._scratch)
-        absolute = _numpy(torch.linalg.vector_norm(gap, dim=self._dims))
-        size = _numpy(torch.linalg.vector_norm(image, dim=self._dims))
+        absolute = on_host(torch.linalg.vector_norm(gap, dim=self._dims))
+        size = on_host(torch.linalg.vector_norm(image, dim=self._dims))
         return absolute, absolute / np.maximum(size, torch.finfo(z.dtype).tiny)
 
     def faithful(self, error: float, z: Tensor) -> bool:
@@ -307,8 +304,3 @@ class _Test:
         if error == 0 or self._mode != "certified":
             return error == 0
         return error <= _FAITHFUL * self._tol * (1 - self._contraction.rate) * float(z.min())
-
-
-def _numpy(rows: Tensor) -> Rows:
-    rows = rows.cpu()
-    return rows.numpy() if rows.element_size() >= 4 else rows.float().numpy()
