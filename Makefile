@@ -13,7 +13,7 @@ else
 $(error TORCH must be cpu or cuda, got "$(TORCH)")
 endif
 
-.PHONY: run test test-julia falsify lint type docs clean
+.PHONY: run test test-julia falsify bench lint type docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ test-julia: $(VENV)/.dev-$(TORCH)
 ## attack the certificates of 100,000 layers: most of an hour on two cores; resumes where it was interrupted
 falsify: $(VENV)/.dev-$(TORCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/falsify.py --layers 100000 --seed 0 --processes 2 --out benchmarks/results/falsification.json
+
+## time the solvers to the same guaranteed error, on an easy and a hard problem
+bench: $(VENV)/.run-$(TORCH)
+	$(BIN)/subdeq bench
 
 lint: $(VENV)/.dev-$(TORCH)
 	$(BIN)/ruff check .

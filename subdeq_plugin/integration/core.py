@@ -128,8 +128,9 @@ class CertifiedDEQ(DEQBase):  # type: ignore[misc]
         """The contraction proven by theorem A or B; the other conditions have their price at every training step."""
         self._map, self._certificate = snapshot(bound), None
         contraction = contraction_of(bound)
-        if contraction is None and self.certificate is not None:
-            contraction = self.certificate.contraction
+        if contraction is None:
+            self._certificate = certify(bound, conditions="subhomogeneous")
+            contraction = self._certificate.contraction
         return contraction
 
     def forward(

@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..layers import SubhomLayer
 from ..result import Solution
 from .core import CertifiedDEQ
-from .warm import WarmStart
+from .warm import WarmStart, numbers_refused
 
 __all__ = ["SolveStats", "SubDEQ"]
 
@@ -84,7 +84,7 @@ class SubDEQ(nn.Module):
         bound = self.layer.bind(x)
         if self._warm is None:
             if samples is not None:
-                raise OptionError('samples are of use with warm_start="sample" only; leave them out.')
+                raise numbers_refused()
             states, _ = self.deq(bound, z_init)
             return states[0]
         start = bound.start() if z_init is None else z_init

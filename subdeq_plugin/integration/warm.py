@@ -9,11 +9,16 @@ from .._shapes import as_samples
 from ..errors import OptionError, ShapeError, unknown_name
 from ..layers import BoundMap
 
-__all__ = ["WARM_STARTS", "WarmStart"]
+__all__ = ["WARM_STARTS", "WarmStart", "numbers_refused"]
 
 WARM_STARTS = ("mean", "sample")
 
 _MOMENTUM = 0.1  # of the running mean
+
+
+def numbers_refused() -> OptionError:
+    """The numbers of samples were given where nothing is remembered by them."""
+    return OptionError('samples are of use with warm_start="sample" only; leave them out.')
 
 
 class WarmStart:
@@ -46,7 +51,7 @@ class WarmStart:
         if samples is None:
             return None
         if self.kind != "sample":
-            raise OptionError('samples are of use with warm_start="sample" only; leave them out.')
+            raise numbers_refused()
         if samples.is_floating_point() or samples.shape != (batch,):
             raise ShapeError(
                 f"samples must be integers of shape ({batch},), one number for each sample, got "

@@ -172,14 +172,20 @@ def _apply(t, outside, real, shift, power, NAME: tl.constexpr, NORM: tl.constexp
 
 
 @_jit
+def _place(batch, n, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """The samples and entries of a program, which entries are real, which of them are there, and where they lie."""
+    rows, columns = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, SIZE)
+    real = (columns < n)[None, :]
+    return rows, columns, real, (rows < batch)[:, None] & real, rows[:, None] * n + columns[None, :]
+
+
+@_jit
 def _walk(
     transposed, inner, outer, start, last, images, taken, distances, batch, n, shift, power, factor, tol, max_steps,
     NAME: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr,
     HILBERT: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, SIZE)
-    real = (columns < n)[None, :]
-    there, at = (rows < batch)[:, None] & real, rows[:, None] * n + columns[None, :]
+    rows, columns, real, there, at = _place(batch, n, ROWS, SIZE)
     inside = 0.0 if inner is None else tl.load(inner + at, mask=there, other=0.0)
     outside = 0.0 if outer is None else tl.load(outer + at, mask=there, other=0.0)
     held = _weights(transposed, 0, columns, n, HELD)
@@ -208,9 +214,7 @@ def _adjoint(
     transposed, inner, outer, weight, state, cotangent, last, taken, residuals, batch, n, shift, power, tol, max_steps,
     NAME: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, SIZE)
-    real = (columns < n)[None, :]
-    there, at = (rows < batch)[:, None] & real, rows[:, None] * n + columns[None, :]
+    rows, columns, real, there, at = _place(batch, n, ROWS, SIZE)
     inside = 0.0 if inner is None else tl.load(inner + at, mask=there, other=0.0)
     outside = 0.0 if outer is None else tl.load(outer + at, mask=there, other=0.0)
     z = tl.load(state + at, mask=there, other=0.0)
