@@ -20,6 +20,7 @@ from rich.console import Console
 
 import subdeq_plugin as sd
 from subdeq_plugin import bench
+from subdeq_plugin.bench.plots import draw
 
 TORCHDEQ = ["torchdeq:fixed_point_iter", "torchdeq:anderson"]
 OURS = ["subdeq:auto", "subdeq:picard", "subdeq:anderson"]
@@ -92,8 +93,8 @@ def main() -> None:
         console.print(report.table())
         record[name] = report.to_dict()
         if args.plot is not None and name in ("batches", "edges"):
-            for picture in report.draw(args.plot / name) if hasattr(report, "draw") else ():
-                console.print(picture.name)
+            for picture in draw(report, args.plot / name):
+                console.print(str(picture), highlight=False)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
