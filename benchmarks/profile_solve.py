@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/profile_solve.py --out benchmarks/results/profile.txt
 
-The first table is Python's own profile of `SubDEQ` on 87 units and a batch of 64, by function; its clock makes Python look
-slower than it is. The second is torch's profile of a training step of 32 channels on 28 x 28 images, by operation.
+The first table is Python's own profile of `SubDEQ` on 87 units and a batch of 64, by function; its clock makes Python
+look slower than it is. The second is torch's profile of a training step of 32 channels on 28 x 28 images, by operation.
 """
 
 from __future__ import annotations
